@@ -1,0 +1,174 @@
+"""The forward pass, without the work that does not matter.
+
+Only the last position and two rows of the output head decide a score, so no vocabulary logits are made. Rows that
+share a prefix share its computation; the prefix needs no gradient, because nothing trainable stands in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.progress import Progress
+from sellarec.prompts import SOFT_TOKENS
+
+SoftVectors = Callable[[np.ndarray], dict[str, Tensor]]
+"""Positions of rows (B,) → for each soft token its vectors, shape (B, d_L), float32."""
+
+
+def final_hidden(lm: LanguageModel, rows: Sequence[TokenRow], soft: dict[str, Tensor] | None = None) -> Tensor:
+    """Post-norm hidden state at each row's last token.
+
+    Gradients flow through the suffix and the soft vectors; prefixes are computed once each, without gradient.
+
+    Args:
+        rows: B token rows; the suffix must not be empty.
+        soft: For each soft token its vectors, shape (B, d_L), written over the placeholder's embedding.
+
+    Returns:
+        Shape (B, d_L), float32.
+    """
+    body = _body(lm)
+    ids, mask = _pad([r.suffix for r in rows], lm.placement.device)
+    embeds = lm.embedding(ids)
+    for token, vectors in (soft or {}).items():
+        at = torch.nonzero(ids == lm.soft_ids[token], as_tuple=True)
+        embeds = embeds.index_put(at, vectors.to(embeds.dtype))
+    past, past_mask, past_length = _prefix_cache(lm, rows)
+    positions = past_length[:, None] + torch.arange(ids.shape[1], device=ids.device)
+    states = body(
+        inputs_embeds=embeds,
+        attention_mask=torch.cat([past_mask, mask], dim=1),
+        position_ids=positions,
+        past_key_values=past,
+        use_cache=past is not None,
+    ).last_hidden_state  # (B, S, d_L)
+    last = mask.sum(dim=1) - 1
+    return states[torch.arange(len(rows), device=ids.device), last].float()
+
+
+def log_odds(lm: LanguageModel, rows: Sequence[TokenRow], soft: dict[str, Tensor] | None = None) -> Tensor:
+    """l_Yes − l_No at the answer position, shape (B,), float32 (paper Eq. 2-3 before the softmax)."""
+    yes, no = lm.answer_head()
+    return final_hidden(lm, rows, soft) @ (yes - no)
+
+
+@torch.inference_mode()
+def score_rows(
+    lm: LanguageModel,
+    rows: Sequence[TokenRow],
+    soft: SoftVectors | None = None,
+    *,
+    token_budget: int = 4096,
+    raw_yes: bool = False,
+    label: str = "scoring",
+) -> np.ndarray:
+    """Score every row: log-odds of Yes against No, or the raw Yes logit (CoLLM's rule) if `raw_yes`.
+
+    Args:
+        soft: Gives the soft vectors of the rows at the given positions.
+        token_budget: Upper bound of padded tokens in one batch; it bounds the memory.
+
+    Returns:
+        Shape (n,), float32, in the order of `rows`.
+    """
+    direction = lm.answer_head()[0] if raw_yes else lm.answer_head()[0] - lm.answer_head()[1]
+    scores = np.empty(len(rows), dtype=np.float32)
+    with Progress(label, len(rows)) as progress:
+        for batch in plan_batches(rows, token_budget):
+            vectors = soft(batch) if soft else None
+            hidden = final_hidden(lm, [rows[i] for i in batch], vectors)
+            scores[batch] = (hidden @ direction).cpu().numpy()
+            progress.advance(len(batch))
+    return scores
+
+
+@torch.inference_mode()
+def embed_rows(lm: LanguageModel, rows: Sequence[TokenRow], *, token_budget: int = 4096, label: str) -> np.ndarray:
+    """The final hidden state of every row, shape (n, d_L), float32."""
+    out = np.empty((len(rows), lm.width), dtype=np.float32)
+    with Progress(label, len(rows), "items") as progress:
+        for batch in plan_batches(rows, token_budget):
+            out[batch] = final_hidden(lm, [rows[i] for i in batch]).cpu().numpy()
+            progress.advance(len(batch))
+    return out
+
+
+def plan_batches(rows: Sequence[TokenRow], token_budget: int) -> list[np.ndarray]:
+    """Group rows into batches of similar length that keep equal prefixes together.
+
+    A batch costs (distinct prefixes x longest prefix) + (rows x longest suffix) padded tokens and stays within the
+    budget; a single row may exceed it.
+
+    Returns:
+        Arrays of row positions that together hold every row once.
+    """
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].prefix), rows[i].prefix, len(rows[i].suffix)))
+    batches: list[list[int]] = [[]]
+    prefixes, longest_prefix, longest_suffix = 0, 0, 0
+    for i in order:
+        new = not batches[-1] or rows[i].prefix != rows[batches[-1][-1]].prefix
+        p, s = max(longest_prefix, len(rows[i].prefix)), max(longest_suffix, len(rows[i].suffix))
+        cost = (prefixes + new) * p + (len(batches[-1]) + 1) * s
+        if batches[-1] and cost > token_budget:
+            batches.append([])
+            prefixes, new = 0, True
+            p, s = len(rows[i].prefix), len(rows[i].suffix)
+        batches[-1].append(i)
+        prefixes, longest_prefix, longest_suffix = prefixes + new, p, s
+    return [np.array(b) for b in batches if b]
+
+
+def without_prefix(row: TokenRow) -> TokenRow:
+    """The same prompt with everything in the suffix, so that gradients reach all of it."""
+    return TokenRow((), row.prefix + row.suffix)
+
+
+def cut_at_soft_tokens(lm: LanguageModel, row: TokenRow) -> TokenRow:
+    """The same prompt with the prefix extended to the first soft token: as much as possible without gradient."""
+    ids = row.prefix + row.suffix
+    soft = {lm.soft_ids[t] for t in SOFT_TOKENS}
+    first = next((n for n, token in enumerate(ids) if token in soft), len(ids) - 1)
+    return TokenRow(ids[:first], ids[first:])
+
+
+def _prefix_cache(lm: LanguageModel, rows: Sequence[TokenRow]) -> tuple[object | None, Tensor, Tensor]:
+    """Keys and values of the rows' prefixes: each distinct one computed once, then handed to its rows."""
+    device = lm.placement.device
+    if not any(r.prefix for r in rows):
+        return None, torch.ones(len(rows), 0, dtype=torch.long, device=device), torch.zeros(
+            len(rows), dtype=torch.long, device=device
+        )
+    distinct = list(dict.fromkeys(r.prefix for r in rows))
+    place = {prefix: n for n, prefix in enumerate(distinct)}
+    of_row = torch.tensor([place[r.prefix] for r in rows], device=device)
+    ids, mask = _pad(distinct, device)
+    with torch.no_grad():
+        cache = _body(lm)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+    if len(distinct) < len(rows):
+        cache.batch_select_indices(of_row)
+    else:
+        of_row = torch.arange(len(rows), device=device)
+    return cache, mask[of_row], mask.sum(dim=1)[of_row]
+
+
+def _pad(sequences: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Right-padded ids and mask, shape (B, T), int64."""
+    longest = max(len(s) for s in sequences)
+    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+    mask = torch.zeros(len(sequences), longest, dtype=torch.long)
+    for n, sequence in enumerate(sequences):
+        ids[n, : len(sequence)] = torch.tensor(sequence)
+        mask[n, : len(sequence)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _body(lm: LanguageModel) -> torch.nn.Module:
+    """The transformer without its output head, beneath a peft adapter if there is one."""
+    model = lm.model.get_base_model() if isinstance(lm.model, PeftModel) else lm.model
+    return model.base_model

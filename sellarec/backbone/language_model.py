@@ -1,0 +1,163 @@
+"""The frozen or LoRA-tuned language model as this suite uses it: token ids in, Yes/No log-odds out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from sellarec.backbone.loading import Placement, choose_placement, load_backbone
+from sellarec.errors import SellarecError
+from sellarec.prompts import SOFT_TOKENS, Prompt
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One prompt as token ids; `prefix` is the part that other rows may share."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prefix) + len(self.suffix)
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal LM with what the suite needs to know of its vocabulary.
+
+    Attributes:
+        model: The Hugging Face causal LM (possibly with a peft adapter inside).
+        answer_ids: Token ids of "Yes" and "No" as they continue "Answer:".
+        soft_ids: Vocabulary id that stands for each soft token; its own embedding is never read.
+        max_tokens: Prompts longer than this lose their oldest text.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    placement: Placement
+    answer_ids: tuple[int, int]
+    soft_ids: dict[str, int]
+    max_tokens: int = 1024
+
+    @property
+    def width(self) -> int:
+        """d_L, the size of token embeddings and hidden states."""
+        return self.model.config.hidden_size
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()
+
+    def answer_head(self) -> Tensor:
+        """The two rows of the output head for Yes and No, float32, shape (2, d_L)."""
+        head = self.model.get_output_embeddings().weight
+        return head[list(self.answer_ids)].detach().float()
+
+    def token_norm(self) -> float:
+        """Mean norm of the token embeddings: the scale that the first layer is used to."""
+        return self.embedding.weight.detach().float().norm(dim=1).mean().item()
+
+    def tokenize(self, prompt: Prompt, soft_tokens: tuple[str, ...] = ()) -> TokenRow:
+        """Token ids of a prompt, cut to `max_tokens` from the front of the prefix.
+
+        Prefix and suffix are tokenized apart, so that equal histories give equal prefixes.
+
+        Raises:
+            SellarecError: the suffix does not fit, or a soft token does not occur exactly once.
+        """
+        start = [self.tokenizer.bos_token_id] if self._adds_bos else []
+        prefix = start + self._ids(prompt.prefix)
+        suffix: list[int] = []
+        for piece in _split_at(prompt.suffix, soft_tokens):
+            suffix += [self.soft_ids[piece]] if piece in soft_tokens else self._ids(piece)
+        spare = self.max_tokens - len(suffix)
+        if spare < len(start):
+            raise SellarecError(f"A prompt's question alone has {len(suffix)} tokens; max_tokens is {self.max_tokens}.")
+        if len(prefix) > spare:
+            prefix = start + prefix[len(prefix) - spare + len(start) :]
+        counts = {t: (prefix + suffix).count(self.soft_ids[t]) for t in soft_tokens}
+        if any(n != 1 for n in counts.values()):
+            raise SellarecError(f"Each soft token must occur exactly once in a prompt; found {counts}.")
+        return TokenRow(tuple(prefix), tuple(suffix))
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    @property
+    def _adds_bos(self) -> bool:
+        ids = self.tokenizer("a")["input_ids"]
+        return self.tokenizer.bos_token_id is not None and ids[0] == self.tokenizer.bos_token_id
+
+    def with_model(self, model: nn.Module) -> LanguageModel:
+        return replace(self, model=model)
+
+
+def open_language_model(name: str, dtype: str = "auto") -> LanguageModel:
+    """Load a backbone by name and look up its answer and soft-token ids."""
+    placement = choose_placement(dtype)
+    model, tokenizer = load_backbone(name, placement)
+    return wrap_language_model(model, tokenizer, placement)
+
+
+def wrap_language_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, placement: Placement) -> LanguageModel:
+    """The `LanguageModel` of an already loaded model."""
+    return LanguageModel(
+        model,
+        tokenizer,
+        placement,
+        answer_ids=answer_token_ids(tokenizer),
+        soft_ids=dict(zip(SOFT_TOKENS, reserved_token_ids(model, tokenizer, len(SOFT_TOKENS)), strict=True)),
+    )
+
+
+def answer_token_ids(tokenizer: PreTrainedTokenizerBase, cue: str = "Answer:") -> tuple[int, int]:
+    """The first tokens of " Yes" and " No" as exact continuations of the cue.
+
+    Raises:
+        SellarecError: the cue's tokens change with the answer, or both answers begin with the same token.
+    """
+    base = tokenizer(cue, add_special_tokens=False)["input_ids"]
+    found = []
+    for answer in (" Yes", " No"):
+        ids = tokenizer(cue + answer, add_special_tokens=False)["input_ids"]
+        if ids[: len(base)] != base or len(ids) != len(base) + 1:
+            raise SellarecError(f"This tokenizer does not continue '{cue}' with{answer!r} as one token of its own.")
+        found.append(ids[len(base)])
+    if found[0] == found[1]:
+        raise SellarecError("This tokenizer gives Yes and No the same first token; they cannot be told apart.")
+    return found[0], found[1]
+
+
+def reserved_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase, n: int) -> list[int]:
+    """`n` vocabulary ids that no text uses: rows beyond the tokenizer first, then unused special tokens.
+
+    Placeholders on existing rows leave the embedding matrix as it is; new rows would make every adapter file
+    carry a copy of it.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    in_use = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    added = tokenizer.added_tokens_decoder
+    special = [i for i, token in sorted(added.items(), reverse=True) if token.special and i not in in_use and i < rows]
+    ids = [*range(len(tokenizer), rows), *special]
+    if len(ids) < n:
+        raise SellarecError(
+            f"This backbone has {len(ids)} reserved vocabulary ids and the soft tokens need {n}. "
+            "Use a backbone with spare rows or reserved special tokens."
+        )
+    return ids[:n]
+
+
+def _split_at(text: str, markers: tuple[str, ...]) -> list[str]:
+    """The text cut into plain pieces and markers, in order, none empty."""
+    pieces = [text]
+    for marker in markers:
+        cut = []
+        for piece in pieces:
+            parts = [piece] if piece in markers else piece.split(marker)
+            for n, part in enumerate(parts):
+                cut += ([marker] if n else []) + ([part] if part else [])
+        pieces = cut
+    return pieces

@@ -1,0 +1,113 @@
+"""Load any causal language model, and choose device and dtype once, with the reason.
+
+A backbone is named by a registry name (`smollm2-135m`), a folder, a GGUF file, or a Hugging Face hub id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from sellarec.data import sources
+from sellarec.errors import SellarecError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which number format the backbone computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+
+def choose_placement(dtype: str = "auto") -> Placement:
+    """The fastest sound choice on this machine; `dtype` other than "auto" is obeyed."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise SellarecError(f"dtype '{dtype}' is not known. Valid: auto, {', '.join(DTYPES)}.")
+        return Placement(device, DTYPES[dtype], f"{dtype} on {device.type}, as asked")
+    if device.type == "cuda":
+        return Placement(device, torch.bfloat16, "bfloat16 on cuda: a GPU is there")
+    for feature, there in cpu_features().items():
+        if there:
+            return Placement(device, torch.bfloat16, f"bfloat16 on cpu: it has {feature}")
+    return Placement(device, torch.float32, "float32 on cpu: no bfloat16 instructions")
+
+
+def cpu_features() -> dict[str, bool]:
+    """The CPU's bfloat16 matrix instructions, by name."""
+    return {
+        "AMX-BF16": bool(torch.cpu._is_amx_tile_supported()),
+        "AVX512-BF16": bool(torch.cpu._is_avx512_bf16_supported()),
+    }
+
+
+def load_backbone(name: str, placement: Placement) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load model and tokenizer in float32 from disk or the hub; the caller casts after merging adapters.
+
+    Raises:
+        SellarecError: nothing by that name can be loaded; says how to get it.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    folder = _resolve(name)
+    # Eager attention's backward was the faster one on CPUs; on a GPU sdpa is, in both directions.
+    attention = "eager" if placement.device.type == "cpu" else "sdpa"
+    dtype = torch.float32 if placement.device.type == "cpu" else placement.dtype
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    except (OSError, ValueError) as error:
+        raise SellarecError(
+            f"backbone '{name}' cannot be loaded: {str(error).splitlines()[0]} "
+            f"Name a folder, a .gguf file, a hub id you can reach, or one of: {', '.join(sources.MODELS)}."
+        ) from error
+    model.requires_grad_(False)
+    return model.to(placement.device).eval(), tokenizer
+
+
+def _resolve(name: str) -> str:
+    """A registry name becomes its fetched folder, a GGUF file its converted folder; all else is left to the hub."""
+    if name in sources.MODELS:
+        return str(convert_gguf(sources.fetch(name) / sources.MODELS[name].gguf))
+    if name.endswith(".gguf"):
+        if not Path(name).is_file():
+            raise SellarecError(f"backbone '{name}': no such file.")
+        return str(convert_gguf(Path(name)))
+    return name
+
+
+def convert_gguf(path: Path) -> Path:
+    """Turn a GGUF file into a safetensors folder in the cache, once; returns the folder.
+
+    Reading GGUF takes 20 s and the model it gives cannot be saved or trained; the copy loads in a second and can.
+    """
+    size = path.stat().st_size
+    key = hashlib.sha256(f"{path.resolve()} {size} {path.stat().st_mtime_ns}".encode()).hexdigest()[:12]
+    folder = sources.home() / "converted" / f"{path.stem}-{key}"
+    if (folder / "model.safetensors").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    print(f"Converting {path.name} to safetensors (once, about 20 s) ...", flush=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as scratch:
+        loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        settings = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
+        plain = AutoModelForCausalLM.from_config(type(loaded.config)(**settings), dtype=torch.float32)
+        plain.load_state_dict(loaded.state_dict())
+        target = Path(scratch) / "model"
+        plain.save_pretrained(target)
+        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(target)
+        if not folder.exists():
+            os.replace(target, folder)
+    return folder

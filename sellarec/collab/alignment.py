@@ -1,0 +1,36 @@
+"""The contrastive loss of stage 2 (paper Eq. 8, with the logarithm and the denominator that InfoNCE has)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+
+def info_nce(projected: Tensor, semantic: Tensor, temperature: float, *, symmetric: bool = True) -> Tensor:
+    """InfoNCE over unique items: each projected vector should be nearest to its own semantic vector.
+
+    Args:
+        projected: Projected collaborative item vectors, shape (n, d_L).
+        semantic: The same items' semantic vectors, shape (n, d_L). Items must be distinct: a repeated item would be
+            its own false negative.
+        temperature: Divides the cosine similarities (paper tau).
+        symmetric: Average both directions; False keeps only projected → semantic.
+
+    Returns:
+        Scalar loss; log(n) at chance.
+    """
+    cosine = normalize(projected, dim=1) @ normalize(semantic, dim=1).T / temperature
+    target = torch.arange(len(cosine), device=cosine.device)
+    loss = cross_entropy(cosine, target)
+    return (loss + cross_entropy(cosine.T, target)) / 2 if symmetric else loss
+
+
+def alignment_loss_as_printed(projected: Tensor, semantic: Tensor, temperature: float) -> Tensor:
+    """Eq. 8 to the letter: mean over i of −exp(cos_ii/tau) / sum_j exp(cos_jj/tau).
+
+    The ratios sum to one, so the mean is −1/n whatever the vectors: a constant without gradient. Kept because a test
+    shows with it why `info_nce` is the default.
+    """
+    ratio = torch.softmax((normalize(projected, dim=1) * normalize(semantic, dim=1)).sum(dim=1) / temperature, dim=0)
+    return -ratio.mean()

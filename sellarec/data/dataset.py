@@ -1,0 +1,129 @@
+"""The `Dataset`: interactions in protocol order, the catalogue, and the histories derived from them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One recommendation dataset, split by time.
+
+    Attributes:
+        name: How runs and reports call it.
+        interactions: One row per rating, sorted by (user, timestamp, file order): `user`, `item` int32 from 1,
+            `label` int8, `timestamp` int64 seconds, `split` category, `warm` bool. The index is the row id.
+        catalogue: One row per item, indexed by item id from 1: `title`, `year`, `genres`, `raw_item`.
+        strict_history: If true a history holds only likes with an earlier timestamp; if false also those of the
+            same second that stand earlier in the file (the protocol's rule).
+        domain: The noun for an item in prompts: "movie" or "book".
+    """
+
+    name: str
+    interactions: pd.DataFrame
+    catalogue: pd.DataFrame
+    strict_history: bool = False
+    domain: str = "movie"
+
+    @property
+    def n_users(self) -> int:
+        return int(self.interactions["user"].max())
+
+    @property
+    def n_items(self) -> int:
+        return len(self.catalogue)
+
+    def part(self, split: str) -> pd.DataFrame:
+        """The rows of one split, in protocol order."""
+        return self.interactions[self.interactions["split"] == split]
+
+    @cached_property
+    def _likes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All liked items user by user, and for each row where its history begins and ends in them."""
+        rows = self.interactions
+        user, liked = rows["user"].to_numpy(), rows["label"].to_numpy() == 1
+        before = np.concatenate([[0], np.cumsum(liked)])[:-1]
+        first_row = np.searchsorted(user, user, side="left")
+        if self.strict_history:
+            stamp = rows["timestamp"].to_numpy()
+            new_moment = np.r_[True, (user[1:] != user[:-1]) | (stamp[1:] != stamp[:-1])]
+            end = before[np.maximum.accumulate(np.where(new_moment, np.arange(len(rows)), 0))]
+        else:
+            end = before
+        return rows["item"].to_numpy()[liked], before[first_row], end
+
+    def history(self, row: int, limit: int | None = None) -> np.ndarray:
+        """Items that the row's user liked before it, oldest first; the last `limit` of them if given."""
+        items, start, end = self._likes
+        lo = start[row] if limit is None else max(start[row], end[row] - limit)
+        return items[lo : end[row]]
+
+    def history_lengths(self, rows: np.ndarray) -> np.ndarray:
+        """How many liked items precede each row, shape (n,)."""
+        _, start, end = self._likes
+        return end[rows] - start[rows]
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """Title by item id; entry 0 is the empty title of the unknown item."""
+        return ["", *self.catalogue["title"]]
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 over everything a model can see; part of every run's key."""
+        digest = hashlib.sha256(f"{self.domain} {self.strict_history}".encode())
+        for column in ("user", "item", "label", "timestamp", "warm"):
+            digest.update(np.ascontiguousarray(self.interactions[column]).tobytes())
+        digest.update(self.interactions["split"].cat.codes.to_numpy().tobytes())
+        digest.update("\n".join(self.catalogue["title"] + "\t" + self.catalogue["genres"]).encode())
+        return digest.hexdigest()
+
+    def summary(self) -> pd.DataFrame:
+        """Table 2 of the paper: rows, users, items, positive share, and warm rows, by split."""
+        rows = self.interactions
+        lengths = pd.Series(self.history_lengths(np.arange(len(rows))), index=rows.index)
+
+        def describe(part: pd.DataFrame) -> dict:
+            return {
+                "rows": len(part),
+                "users": part["user"].nunique(),
+                "items": part["item"].nunique(),
+                "positive": part["label"].mean(),
+                "warm rows": int(part["warm"].sum()),
+                "history mean": lengths[part.index].mean(),
+                "empty histories": int((lengths[part.index] == 0).sum()),
+            }
+
+        parts = {split: describe(self.part(split)) for split in SPLITS}
+        return pd.DataFrame({**parts, "all": describe(rows)}).T.astype(
+            {c: int for c in ("rows", "users", "items", "warm rows", "empty histories")}
+        )
+
+
+def sample_users(rows: pd.DataFrame, budget: int | None, seed: int) -> pd.DataFrame:
+    """Whole users, drawn at random until `budget` rows are reached; all rows if there are no more than that.
+
+    Whole users keep the per-user metrics meaningful: a random row sample would leave most users one row.
+    """
+    if budget is None or len(rows) <= budget:
+        return rows
+    counts = rows.groupby("user").size()
+    order = np.random.default_rng(seed).permutation(len(counts))
+    reached = np.cumsum(counts.to_numpy()[order])
+    chosen = counts.index[order[: np.searchsorted(reached, budget) + 1]]
+    return rows[rows["user"].isin(chosen)]
+
+
+def sample_rows(rows: pd.DataFrame, budget: int | None, seed: int) -> pd.DataFrame:
+    """`budget` rows drawn at random, in their original order; all rows if there are no more than that."""
+    if budget is None or len(rows) <= budget:
+        return rows
+    keep = np.random.default_rng(seed).choice(len(rows), budget, replace=False)
+    return rows.iloc[np.sort(keep)]

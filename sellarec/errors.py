@@ -1,0 +1,18 @@
+"""The one exception that a user is meant to read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SellarecError(Exception):
+    """Something the user can put right; the message says what was wrong, where, and what to do."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """One sentence for an unknown name: the closest valid one if there is one, then all of them."""
+    valid = list(valid)
+    close = difflib.get_close_matches(name, valid, n=1)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Valid: {', '.join(valid)}."

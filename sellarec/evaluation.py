@@ -1,0 +1,164 @@
+"""AUC and UAUC, and how sure we are of them: a paired bootstrap over users.
+
+Nothing here knows where scores came from. A metric that is undefined is nan, never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+SLICES = ("all", "warm", "cold")
+
+
+def auc(label: np.ndarray, score: np.ndarray) -> float:
+    """Area under the ROC curve: how often a random liked row outranks a random disliked one; ties count half.
+
+    Args:
+        label, score: Aligned, shape (n,). Labels are 0/1; scores any finite real.
+
+    Returns:
+        In [0, 1], or nan if one class is missing.
+
+    Raises:
+        ValueError: lengths differ, a label is not 0/1, or a score is not finite.
+    """
+    label, score = _checked(label, score)
+    positive = int(label.sum())
+    negative = len(label) - positive
+    if not positive or not negative:
+        return float("nan")
+    ranks = rankdata(score)
+    return float((ranks[label == 1].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def user_aucs(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> pd.Series:
+    """The AUC of every user with both classes, indexed by user.
+
+    Users with one row or one class have no ranking to judge and are left out (CoLLM protocol).
+    """
+    label, score = _checked(label, score)
+    frame = pd.DataFrame({"user": np.asarray(user), "label": label, "score": score})
+    frame["rank"] = frame.groupby("user")["score"].rank()
+    frame["liked_rank"] = frame["rank"] * frame["label"]
+    sums = frame.groupby("user").agg(n=("label", "size"), positive=("label", "sum"), ranks=("liked_rank", "sum"))
+    sums = sums[(sums["positive"] > 0) & (sums["positive"] < sums["n"])]
+    pairs = sums["positive"] * (sums["n"] - sums["positive"])
+    return (sums["ranks"] - sums["positive"] * (sums["positive"] + 1) / 2) / pairs
+
+
+def uauc(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> float:
+    """Mean of the per-user AUCs, each user counting once; nan if no user has both classes."""
+    values = user_aucs(user, label, score)
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def metrics(rows: pd.DataFrame, score: np.ndarray) -> dict[str, dict[str, float]]:
+    """AUC and UAUC on all, warm and cold rows, with the counts they rest on.
+
+    Args:
+        rows: Interactions with `user`, `label`, `warm`, shape (n,).
+        score: Shape (n,).
+
+    Returns:
+        slice → {auc, uauc, rows, users, users_left_out}.
+    """
+    out = {}
+    for name, mask in slice_masks(rows).items():
+        part, values = rows[mask], np.asarray(score)[mask]
+        per_user = user_aucs(part["user"], part["label"], values)
+        out[name] = {
+            "auc": auc(part["label"], values),
+            "uauc": float(per_user.mean()) if len(per_user) else float("nan"),
+            "rows": int(mask.sum()),
+            "users": len(per_user),
+            "users_left_out": int(part["user"].nunique() - len(per_user)),
+        }
+    return out
+
+
+def slice_masks(rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Row masks of the slices: all; warm (user and item both in train); cold (the rest)."""
+    warm = rows["warm"].to_numpy(dtype=bool)
+    return {"all": np.ones(len(rows), dtype=bool), "warm": warm, "cold": ~warm}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate with its bootstrap percentile interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+class UserBootstrap:
+    """Resamples users with replacement; the same resamples for every system, so that differences are paired.
+
+    Users, not rows, are what a new test set would draw anew: the rows of one user rise and fall together.
+    """
+
+    def __init__(self, user: np.ndarray, label: np.ndarray, resamples: int = 2000, seed: int = 0) -> None:
+        self.user, self.label = np.asarray(user), np.asarray(label)
+        self._users, self._row_user = np.unique(self.user, return_inverse=True)
+        n = len(self._users)
+        draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+        self._weights = draws.astype(np.float32)  # (resamples, users)
+
+    def auc(self, score: np.ndarray) -> np.ndarray:
+        """The pooled AUC of every resample, shape (resamples,); nan where a class is missing."""
+        label, score = _checked(self.label, score)
+        order = np.argsort(score, kind="stable")
+        liked, row_user = label[order], self._row_user[order]
+        starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])  # first row of each run of ties
+        out = np.empty(len(self._weights))
+        for lo in range(0, len(out), 250):  # bounds the memory to 250 x n
+            weight = self._weights[lo : lo + 250, row_user]
+            negative = np.add.reduceat(weight * (1 - liked), starts, axis=1, dtype=np.float64)
+            positive = np.add.reduceat(weight * liked, starts, axis=1, dtype=np.float64)
+            below = np.cumsum(negative, axis=1) - negative / 2
+            pairs = positive.sum(axis=1) * negative.sum(axis=1)
+            with np.errstate(invalid="ignore"):
+                out[lo : lo + 250] = (positive * below).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
+        return out
+
+    def uauc(self, score: np.ndarray) -> np.ndarray:
+        """The UAUC of every resample, shape (resamples,)."""
+        per_user = user_aucs(self.user, self.label, score)
+        weight = self._weights[:, np.searchsorted(self._users, per_user.index)]
+        total = weight.sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            return weight @ per_user.to_numpy() / np.where(total > 0, total, np.nan)
+
+    def interval(self, metric: str, score: np.ndarray, baseline: np.ndarray | None = None) -> Interval:
+        """The 95 % interval of a metric ("auc" or "uauc"), or of its difference to a baseline's scores."""
+        samples = getattr(self, metric)(score)
+        value = self._point(metric, score)
+        if baseline is not None:
+            samples = samples - getattr(self, metric)(baseline)
+            value -= self._point(metric, baseline)
+        if np.isnan(samples).all():
+            return Interval(value, float("nan"), float("nan"))
+        low, high = np.nanpercentile(samples, [2.5, 97.5])
+        return Interval(value, float(low), float(high))
+
+    def _point(self, metric: str, score: np.ndarray) -> float:
+        return auc(self.label, score) if metric == "auc" else uauc(self.user, self.label, score)
+
+
+def _checked(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    label, score = np.asarray(label), np.asarray(score, dtype=np.float64)
+    if label.shape != score.shape:
+        raise ValueError(f"{len(label)} labels and {len(score)} scores")
+    if not np.isin(label, (0, 1)).all():
+        raise ValueError(f"label {label[~np.isin(label, (0, 1))][0]!r} is neither 0 nor 1")
+    if not np.isfinite(score).all():
+        raise ValueError(f"score of row {np.flatnonzero(~np.isfinite(score))[0]} is not finite")
+    return label.astype(np.int64), score

@@ -1,0 +1,121 @@
+"""The text that the language model reads, and where the three soft tokens stand.
+
+A prompt is a prefix that depends only on the user and the history, and a suffix that holds the target, the soft
+tokens and the answer cue. Rows with the same history share the prefix, so that the engine computes it once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from sellarec.data.dataset import Dataset
+
+USER, ITEM, WARM = "<User_ID>", "<Item_ID>", "<Warm_ID>"
+SOFT_TOKENS = (USER, ITEM, WARM)
+_TRAILING_ARTICLE = re.compile(r"^(.*), (The|A|An|Les|La|Le|L'|Das|Der|Die|El|Il)((?: \(.*\))*)$")
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """What the prompt says. The defaults marked *ours* are not in the paper; `PromptConfig.paper()` is without them."""
+
+    history: int = 10
+    """How many of the latest liked titles are listed (protocol: 10); 0 leaves the sentence out."""
+    genres: bool = True
+    """Ours: name the target's genres."""
+    user_profile: bool = True
+    """Ours: say how much of what the user rated in the training part, before this row, was liked."""
+    natural_titles: bool = True
+    """Ours: "The Matrix (1999)" instead of "Matrix, The (1999)"."""
+
+    @classmethod
+    def paper(cls) -> PromptConfig:
+        """The paper's content: ten raw titles and the raw target title, nothing else."""
+        return cls(genres=False, user_profile=False, natural_titles=False)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row's text: `prefix + suffix` is what the model reads."""
+
+    prefix: str
+    suffix: str
+
+    @property
+    def text(self) -> str:
+        return self.prefix + self.suffix
+
+
+def natural_title(title: str) -> str:
+    """Move a trailing article to the front: "Matrix, The (1999)" → "The Matrix (1999)"."""
+    match = _TRAILING_ARTICLE.match(title)
+    if not match:
+        return title
+    name, article, rest = match.groups()
+    return f"{article}{'' if article.endswith(chr(39)) else ' '}{name}{rest}"
+
+
+class PromptWriter:
+    """Writes the prompts of a dataset's rows.
+
+    `soft_tokens` names the ones that the hybrid prompt holds, in their order; empty writes the text-only prompt.
+    A token that is left out takes its words with it, so that no sentence dangles.
+    """
+
+    def __init__(self, dataset: Dataset, config: PromptConfig, soft_tokens: tuple[str, ...] = ()) -> None:
+        self.dataset = dataset
+        self.config = config
+        self.soft_tokens = soft_tokens
+        names = [natural_title(t) if config.natural_titles else t for t in dataset.titles]
+        self._titles = [f'"{name}"' for name in names]
+        self._genres = ["", *dataset.catalogue["genres"].str.replace("|", ", ").str.lower()]
+        self._seen, self._liked = _training_counts(dataset)
+
+    def write(self, row: int) -> Prompt:
+        """The prompt of an interaction row."""
+        item = int(self.dataset.interactions["item"].iat[row])
+        return self.compose(
+            self.dataset.history(row, self.config.history), item, int(self._seen[row]), int(self._liked[row])
+        )
+
+    def compose(self, history: np.ndarray, item: int, seen: int = 0, liked: int = 0) -> Prompt:
+        """The prompt for any history and target; `seen` and `liked` are the user's earlier training counts."""
+        noun = self.dataset.domain
+        prefix = ""
+        if self.config.history:
+            titles = ", ".join(self._titles[i] for i in history[-self.config.history :]) or "none"
+            prefix = f"The user rated these {noun}s highly: {titles}."
+        if self.config.user_profile:
+            share = f"liked {100 * liked / seen:.0f}% of {seen} rated {noun}s" if seen else f"is new to {noun}s here"
+            prefix += f" The user {share}."
+        genres = f" ({self._genres[item]})" if self.config.genres and self._genres[item] else ""
+        question = f" Will the user like the {noun} {self._titles[item]}{genres}?"
+        return Prompt(prefix.strip(), f"{question}{self._features()} Answer Yes or No. Answer:")
+
+    def _features(self) -> str:
+        noun = self.dataset.domain
+        about_item = [t for t in self.soft_tokens if t != USER]
+        user = f" The user's collaborative feature is {USER}." if USER in self.soft_tokens else ""
+        item = f" The target {noun}'s feature is {', '.join(about_item)}." if about_item else ""
+        return user + item
+
+
+def item_prompt(dataset: Dataset, item: int, natural: bool = True) -> str:
+    """The prompt whose last hidden state is an item's semantic embedding (paper Fig. 3)."""
+    title = dataset.titles[item]
+    return f"{dataset.domain.capitalize()}: {natural_title(title) if natural else title}"
+
+
+def _training_counts(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """For each row: the user's training rows before it, and how many of these were liked.
+
+    A training row never counts itself, and no label of valid or test is read.
+    """
+    rows = dataset.interactions
+    train = (rows["split"] == "train").astype("int64")
+    liked = train * rows["label"].astype("int64")
+    before = [column.groupby(rows["user"]).cumsum() - column for column in (train, liked)]
+    return before[0].to_numpy(), before[1].to_numpy()
