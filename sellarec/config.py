@@ -1,0 +1,135 @@
+"""Every setting of the suite, with its meaning beneath it, and the named profiles.
+
+One frozen dataclass is the command line, the notebooks' overrides and the config file of a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from sellarec.backbone.lora import LoraSettings
+from sellarec.collab.fit import CollabConfig
+from sellarec.data.open import DataConfig
+from sellarec.errors import SellarecError, nearest
+from sellarec.prompts import PromptConfig
+from sellarec.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Which rows are scored, and how."""
+
+    test_rows: int | None = None
+    """Score whole users up to about so many test rows; None scores all. Every system scores the same rows."""
+    valid_rows: int | None = 500
+    """Validation rows, drawn at random, on which the language-model stages are selected."""
+    raw_yes: bool = False
+    """Score with the raw Yes logit (CoLLM) instead of the log-odds of Yes against No."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of one run."""
+
+    dataset: str = "ml-100k"
+    """A registered dataset (ml-100k, ml-1m), or the path of an own parquet or CSV table."""
+    backbone: str = "smollm2-135m"
+    """A registered backbone, a folder, a .gguf file, or a Hugging Face hub id."""
+    seed: int = 0
+    """Seeds sampling, initialisation and batch order."""
+    dtype: str = "auto"
+    """auto, bfloat16 or float32."""
+    data: DataConfig = field(default_factory=DataConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    stage1: TrainConfig = field(default_factory=lambda: TrainConfig(batch=16))
+    stage2: CollabConfig = field(default_factory=CollabConfig)
+    stage3: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "stage1.rows": 48,
+        "stage3.rows": 64,
+        "stage2.dim": 16,
+        "stage2.epochs": 3,
+        "evaluation.test_rows": 60,
+        "evaluation.valid_rows": 32,
+        "stage1.evaluations": 1,
+        "stage3.evaluations": 1,
+    },
+    "quick": {"stage1.rows": 1600, "stage3.rows": 3200, "evaluation.valid_rows": 400},
+    "full": {
+        "stage1.epochs": 3,
+        "stage1.evaluations": 10,
+        "stage1.batch": 128,
+        "stage1.accumulate": 8,
+        "stage3.epochs": 3,
+        "stage3.evaluations": 10,
+        "stage3.batch": 128,
+        "stage3.accumulate": 4,
+        "stage3.learning_rate": 2e-4,
+        "stage2.dim": 256,
+        "stage2.patience": 50,
+        "evaluation.valid_rows": None,
+    },
+}
+"""Changes to the defaults: `smoke` proves the plumbing in minutes, `quick` is for a laptop CPU, `full` is the paper's."""
+
+QUICK_ON: dict[str, dict[str, Any]] = {
+    "ml-100k": {"evaluation.test_rows": 2000},
+    "ml-1m": {"stage3.rows": 9600},
+}
+"""What `quick` sets further, by dataset: ML-100K fits in twenty minutes, ML-1M is scored whole."""
+
+
+def make_config(profile: str = "quick", dataset: str = "ml-100k", **changes: Any) -> Config:
+    """A profile's settings for a dataset, with further changes by dotted name.
+
+    >>> make_config("smoke", "ml-1m", **{"stage3.rows": 128}).stage3.rows
+    128
+
+    Raises:
+        SellarecError: an unknown profile, name or value type; the nearest valid one is named.
+    """
+    if profile not in PROFILES:
+        raise SellarecError(f"profile '{profile}' is not known. {nearest(profile, PROFILES)}")
+    merged = {"dataset": dataset, **PROFILES[profile]}
+    if profile == "quick":
+        merged |= QUICK_ON.get(dataset, {})
+    config = Config()
+    for name, value in (merged | changes).items():
+        config = _replace(config, name, name.split("."), value)
+    return config
+
+
+def _replace(config: Any, full_name: str, path: list[str], value: Any) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(config)}
+    head, *rest = path
+    if head not in fields:
+        raise SellarecError(f"setting '{full_name}' is not known. {nearest(head, fields)}")
+    current = getattr(config, head)
+    if dataclasses.is_dataclass(current):
+        if not rest:
+            raise SellarecError(f"setting '{full_name}' is a group. {nearest('', [f.name for f in dataclasses.fields(current)])}")
+        value = _replace(current, full_name, rest, value)
+    elif rest:
+        raise SellarecError(f"setting '{full_name}': '{head}' has no parts.")
+    else:
+        value = _coerced(full_name, value, str(fields[head].type))
+    return dataclasses.replace(config, **{head: value})
+
+
+def _coerced(name: str, value: Any, kind: str) -> Any:
+    """Check a value against the field's annotation; whole numbers serve as floats."""
+    if value is None and "None" in kind:
+        return None
+    wanted = {"int": int, "float": float, "bool": bool, "str": str}[kind.split(" ")[0]]
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise SellarecError(f"setting '{name}' needs {kind}, not {value!r}.")
+    return value

@@ -1,0 +1,186 @@
+"""The run store: what was computed, from what, with which settings; whole or not there at all.
+
+A run is the folder `runs/<dataset>/<backbone>/<system>/<seed>-<key>/`. Its key is a hash of settings, data and the keys
+of the runs it grew from, so that a changed setting is a new run and never overwrites an old one. A run is computed in a
+hidden work folder and renamed when it is whole; `manifest.json` holds the sha256 of every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from safetensors.numpy import load_file, save_file
+
+from sellarec.errors import SellarecError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """The identity of a run: where it belongs and everything that it depends on."""
+
+    dataset: str
+    backbone: str
+    system: str
+    seed: int
+    settings: dict[str, Any]
+    data_hash: str
+    upstream: dict[str, str]
+
+    @cached_property
+    def digest(self) -> str:
+        """First 12 hex digits of the sha256 over all of it."""
+        parts = {k: getattr(self, k) for k in ("system", "backbone", "seed", "settings", "data_hash", "upstream")}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+    def folder(self, root: Path) -> Path:
+        place = [_folder_name(p) for p in (self.dataset, self.backbone, self.system)]
+        return root.joinpath(*place, f"{self.seed}-{self.digest}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, or one being written."""
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.folder / "config.json").read_text())
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        return json.loads((self.folder / "metrics.json").read_text())
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Columns row, split, user, item, label, warm, score; one line per scored interaction."""
+        return pd.read_parquet(self.folder / "scores.parquet")
+
+    @cached_property
+    def log(self) -> pd.DataFrame:
+        path = self.folder / "log.jsonl"
+        return pd.read_json(path, lines=True) if path.is_file() and path.stat().st_size else pd.DataFrame()
+
+    def tensors(self, name: str) -> dict[str, np.ndarray]:
+        return load_file(self.folder / f"{name}.safetensors")
+
+    def save_tensors(self, name: str, tensors: dict[str, np.ndarray]) -> None:
+        save_file({k: np.array(v, order="C") for k, v in tensors.items()}, self.folder / f"{name}.safetensors")
+
+    def write_json(self, name: str, content: Any) -> None:
+        (self.folder / f"{name}.json").write_text(json.dumps(_plain(content), indent=2, sort_keys=True) + "\n")
+
+    def append_log(self, entry: dict[str, Any]) -> None:
+        with (self.folder / "log.jsonl").open("a") as out:
+            out.write(json.dumps(_plain(entry)) + "\n")
+
+
+def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None]) -> Run:
+    """The finished run of a key; computed first if it is not there.
+
+    An interrupted computation keeps its work folder, which `compute` finds again and may go on from.
+
+    Raises:
+        SellarecError: the stored run is damaged.
+    """
+    folder = key.folder(root)
+    if folder.exists():
+        return open_run(folder)
+    work = folder.with_name(f".work-{folder.name}")
+    work.mkdir(parents=True, exist_ok=True)
+    with FileLock(work.with_suffix(".lock")):
+        if not folder.exists():
+            run = Run(work)
+            (work / "log.jsonl").unlink(missing_ok=True)
+            run.write_json("config", _description(key))
+            compute(run)
+            run.write_json("manifest", {"files": _hashes(work)})
+            os.replace(work, folder)
+    work.with_suffix(".lock").unlink(missing_ok=True)
+    return open_run(folder)
+
+
+def open_run(folder: Path) -> Run:
+    """Open a finished run after checking every file against its manifest.
+
+    Raises:
+        SellarecError: the manifest or a file is missing or was changed.
+    """
+    advice = f"Delete the folder to have it computed again: {folder}"
+    try:
+        expected = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise SellarecError(f"{folder}: no readable {MANIFEST}; this is not a whole run. {advice}") from error
+    found = _hashes(folder)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            what = "is missing" if name not in found else "was changed or added after the run was finished"
+            raise SellarecError(f"{folder / name} {what}. {advice}")
+    return Run(folder)
+
+
+def _description(key: RunKey) -> dict[str, Any]:
+    """What a reader needs to know of where a run comes from."""
+    names = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy", "pandas")
+    return {
+        **{k: getattr(key, k) for k in key.__dataclass_fields__},
+        "key": key.digest,
+        "code": code_version(),
+        "versions": {"python": platform.python_version(), **{n: version(n) for n in names}},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def code_version() -> str:
+    """The git commit of the source tree, with "+changes" if it is edited; "unknown" outside a checkout."""
+    where = Path(__file__).parent
+    git = ["git", "-C", str(where)]
+    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode:
+        return "unknown"
+    dirty = subprocess.run([*git, "status", "--porcelain", "--", str(where)], capture_output=True, text=True, check=False)
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file below the folder but the manifest, by relative path."""
+    out = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        with path.open("rb") as stream:
+            out[path.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return out
+
+
+def _folder_name(name: str) -> str:
+    """A name as one safe path component: other characters than letters, digits, '.', '_', '-' become '_'."""
+    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name).lstrip(".")
+    if safe != name:
+        safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:6]
+    return safe
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no nan and no numpy types: undefined numbers become null."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,151 @@
+"""What a system is, and the workspace in which systems find data, backbone and each other's results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sellarec.backbone.language_model import LanguageModel, open_language_model
+from sellarec.backbone.loading import choose_placement
+from sellarec.backbone.lora import merge_lora
+from sellarec.config import Config
+from sellarec.data.dataset import Dataset, sample_rows, sample_users
+from sellarec.data.open import open_dataset
+from sellarec.evaluation import metrics
+from sellarec.runs import Run, RunKey, ensure_run
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """One row of the tables, or a step that rows grow from.
+
+    Attributes:
+        name, label: For the command line and folders; for tables and figures.
+        settings: The part of the configuration that decides this system's result. All else may change without a
+            new run.
+        fit: Trains and writes what `score` needs into the run. Must go on from what an interrupted try left there.
+        score: Probabilities of a like, float32 in [0, 1], for dataset row ids (n,). None for steps without scores.
+        needs: Systems whose runs this one grows from.
+        uses_backbone: False keeps the language model out of the run's place and key.
+        uses_seed: False for systems without randomness; they have one run whatever the seed.
+    """
+
+    name: str
+    label: str
+    settings: Callable[[Config], dict[str, Any]]
+    fit: Callable[[Workspace, Run], None]
+    score: Callable[[Workspace, Run, np.ndarray], np.ndarray] | None = None
+    needs: tuple[str, ...] = ()
+    uses_backbone: bool = False
+    uses_seed: bool = True
+
+
+class Workspace:
+    """One configuration at work: opens what is there, brings about what is missing.
+
+    Example:
+        >>> work = Workspace(make_config("quick", "ml-100k"))
+        >>> work.run("sella").metrics["test"]["all"]["auc"]
+    """
+
+    def __init__(self, config: Config, root: Path = Path("runs")) -> None:
+        self.config = config
+        self.root = Path(root)
+        self._runs: dict[str, Run] = {}
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return open_dataset(self.config.dataset, self.config.data)
+
+    def part(self, split: str) -> pd.DataFrame:
+        """The rows of a split that this configuration scores: the same for every system and seed."""
+        rows, chosen = self.dataset.part(split), self.config.evaluation
+        if split == "test":
+            return sample_users(rows, chosen.test_rows, seed=0)
+        return sample_rows(rows, chosen.valid_rows, seed=0) if split == "valid" else rows
+
+    @property
+    def scores_all_test_rows(self) -> bool:
+        return len(self.part("test")) == len(self.dataset.part("test"))
+
+    @cached_property
+    def base_model(self) -> LanguageModel:
+        """The untuned backbone in its working dtype."""
+        lm = open_language_model(self.config.backbone, self.config.dtype)
+        return lm.with_model(lm.model.to(lm.placement.dtype))
+
+    def fresh_model(self) -> LanguageModel:
+        """A new float32 copy of the backbone, for training or merging."""
+        return open_language_model(self.config.backbone, self.config.dtype)
+
+    @cached_property
+    def tuned_model(self) -> LanguageModel:
+        """The backbone with the stage-1 adapter merged; frozen."""
+        return merge_lora(self.fresh_model(), self.run("tallrec").folder / "adapter")
+
+    def run(self, name: str) -> Run:
+        """The finished run of a system; it and what it needs are computed if they are missing."""
+        if name not in self._runs:
+            from sellarec.systems.registry import find_system  # the registry imports every system
+
+            system = find_system(name)
+            self._runs[name] = ensure_run(self.root, self._key(system), lambda run: self._compute(system, run))
+        return self._runs[name]
+
+    def is_done(self, name: str) -> bool:
+        """Whether a system's run, and all that it needs, is in the store."""
+        from sellarec.systems.registry import find_system
+
+        system = find_system(name)
+        return all(self.is_done(n) for n in system.needs) and self._key(system).folder(self.root).exists()
+
+    def _key(self, system: System) -> RunKey:
+        shared = {"data": self.config.data}
+        if system.uses_backbone:
+            shared["dtype"] = self.base_dtype
+        if system.score:
+            shared["evaluation"] = self.config.evaluation
+        return RunKey(
+            dataset=self.dataset.name,
+            backbone=self.config.backbone if system.uses_backbone else "no-llm",
+            system=system.name,
+            seed=self.config.seed if system.uses_seed else 0,
+            settings=_as_dict(shared | system.settings(self.config)),
+            data_hash=self.dataset.hash,
+            upstream={n: self.run(n).config["key"] for n in system.needs},
+        )
+
+    @cached_property
+    def base_dtype(self) -> str:
+        return str(choose_placement(self.config.dtype).dtype).removeprefix("torch.")
+
+    def _compute(self, system: System, run: Run) -> None:
+        print(f"[{self.dataset.name}] {system.label}", flush=True)
+        fitted = run.folder / ".fitted"
+        if not fitted.exists():
+            system.fit(self, run)
+            fitted.touch()
+        if system.score is None:
+            return
+        parts = {split: self.part(split) for split in ("valid", "test")}
+        rows = pd.concat(parts.values())
+        score = system.score(self, run, rows.index.to_numpy())
+        rows = rows[["split", "user", "item", "label", "warm"]].assign(score=score.astype(np.float32))
+        rows.rename_axis("row").reset_index().to_parquet(run.folder / "scores.parquet", index=False)
+        by_split = {split: metrics(part, rows.loc[part.index, "score"].to_numpy()) for split, part in parts.items()}
+        run.write_json("metrics", by_split)
+
+
+def _as_dict(settings: dict[str, Any]) -> dict[str, Any]:
+    return {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in settings.items()}
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """Log-odds → probability, float32."""
+    return (1 / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)

@@ -1,0 +1,31 @@
+"""All systems by name. Adding one is a file and a line here."""
+
+from __future__ import annotations
+
+from sellarec.errors import SellarecError, nearest
+from sellarec.systems import counting, mf, mlp_control, sella, tallrec
+from sellarec.systems.base import System
+
+SYSTEMS: dict[str, System] = {
+    s.name: s
+    for s in (
+        counting.SYSTEM,
+        mf.MF,
+        mf.MF_BIAS,
+        tallrec.ZERO_SHOT,
+        tallrec.TALLREC,
+        sella.SEMANTIC,
+        sella.SELLA_COLLAB,
+        mlp_control.SYSTEM,
+        sella.SELLA,
+    )
+}
+
+OVERALL = ("counting", "mf", "mf_bias", "sella_collab", "mlp_control", "zero_shot", "tallrec", "sella")
+"""The rows of the overall table, in its order."""
+
+
+def find_system(name: str) -> System:
+    if name not in SYSTEMS:
+        raise SellarecError(f"system '{name}' is not known. {nearest(name, SYSTEMS)}")
+    return SYSTEMS[name]

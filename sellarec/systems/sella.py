@@ -1,0 +1,232 @@
+"""SeLLa-Rec: item distillation, aligned matrix factorisation (stage 2), and the hybrid prompt (stage 3).
+
+Deviations from the paper, each a setting or stated where it is made: MF has biases and they are part of what the
+projection reads; semantic embeddings are centred and scaled to unit root mean square; Eq. 8 is InfoNCE.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sellarec.backbone.engine import cut_at_soft_tokens, embed_rows, log_odds, score_rows
+from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.collab.alignment import info_nce
+from sellarec.collab.fit import fit_collab
+from sellarec.collab.mf import MatrixFactorization, Projection
+from sellarec.config import Config
+from sellarec.data.dataset import sample_rows
+from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, Prompt, PromptWriter, item_prompt
+from sellarec.runs import Run
+from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.mf import mf_log_odds, new_mf, training_ids
+from sellarec.training import load_trainable, train, trainable_state
+
+
+# --- distillation ---------------------------------------------------------------------------------------------------
+
+
+def _distil(work: Workspace, run: Run) -> None:
+    """One vector per titled item: the tuned model's last hidden state of "Movie: TITLE" (paper Fig. 3)."""
+    lm, dataset = work.tuned_model, work.dataset
+    natural = work.config.prompt.natural_titles
+    items = range(1, dataset.n_items + 1)
+    rows = [lm.tokenize(Prompt("", item_prompt(dataset, i, natural))) for i in items]
+    raw = embed_rows(lm, rows, label="distilling items")
+    table = np.vstack([np.zeros(lm.width, dtype=np.float32), standardized(raw)])
+    run.save_tensors("semantic", {"raw": raw, "semantic": table})
+
+
+def standardized(raw: np.ndarray) -> np.ndarray:
+    """Subtract the mean vector and divide by one number, so that the root mean square is 1.
+
+    Last hidden states of a language model share one large direction; with it every cosine is near 1.
+    """
+    centred = raw - raw.mean(axis=0)
+    return centred / np.sqrt((centred**2).mean())
+
+
+# --- stage 2 --------------------------------------------------------------------------------------------------------
+
+
+def _align(work: Workspace, run: Run) -> None:
+    """MF and InfoNCE together (paper Eq. 6-9): user, item and semantic embeddings and the projection are trained."""
+    config, dataset = work.config.stage2, work.dataset
+    mf = new_mf(dataset, config, work.config.seed)
+    semantic = nn.Embedding.from_pretrained(_semantic_table(work), freeze=False)
+    projection = Projection(mf.feature_dim, semantic.embedding_dim)
+
+    def contrast(user: Tensor, item: Tensor) -> Tensor:
+        unique = item.unique()
+        projected = projection(mf.item_features(unique))
+        loss = info_nce(projected, semantic(unique), config.temperature, symmetric=config.symmetric)
+        return config.alignment * loss
+
+    fit_collab(
+        mf,
+        dataset,
+        config,
+        work.config.seed,
+        extra_loss=contrast,
+        extra_parameters=[semantic.weight, *projection.parameters()],
+        log=run.append_log,
+        label="stage 2, MF + InfoNCE",
+    )
+    mf.forget_unseen(*training_ids(dataset))
+    tensors = {f"mf.{k}": v for k, v in mf.state_dict().items()}
+    tensors |= {f"projection.{k}": v for k, v in projection.state_dict().items()}
+    tensors["semantic.weight"] = semantic.weight.data
+    run.save_tensors("aligned", {k: v.numpy() for k, v in tensors.items()})
+
+
+def _score_aligned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
+    mf = new_mf(work.dataset, work.config.stage2, 0)
+    mf.load_state_dict(_prefixed(run, "aligned", "mf."))
+    return sigmoid(mf_log_odds(mf, work.dataset, rows))
+
+
+# --- stage 3 --------------------------------------------------------------------------------------------------------
+
+
+class SoftTokens(nn.Module):
+    """The trainable part of stage 3 (paper Table 1): embeddings, and the projections that make soft tokens of them."""
+
+    def __init__(self, mf: MatrixFactorization, semantic: nn.Embedding, projection: Projection) -> None:
+        super().__init__()
+        self.mf, self.semantic, self.collab_projection = mf, semantic, projection
+        width = semantic.embedding_dim
+        self.warm_projection = nn.Linear(width, width)
+        self.register_buffer("scale", torch.ones(len(SOFT_TOKENS)))
+
+    def forward(self, user: Tensor, item: Tensor) -> dict[str, Tensor]:
+        """Ids (B,), (B,) → for each soft token its vectors, shape (B, d_L)."""
+        vectors = (
+            self.collab_projection(self.mf.user_features(user)),
+            self.collab_projection(self.mf.item_features(item)),
+            self.warm_projection(self.semantic(item)),
+        )
+        return {t: s * v for t, s, v in zip(SOFT_TOKENS, self.scale, vectors, strict=True)}
+
+    @torch.no_grad()
+    def fit_scale(self, users: Tensor, items: Tensor, token_norm: float) -> None:
+        """Fix one factor per token so that its vectors have the mean norm of the model's token embeddings."""
+        vectors = self(users, items)
+        self.scale.copy_(torch.stack([token_norm / vectors[t].norm(dim=1).mean() for t in SOFT_TOKENS]))
+
+
+class HybridModel(nn.Module):
+    """A frozen language model that is fed trainable soft tokens, as a map from row positions to log-odds."""
+
+    def __init__(self, lm: LanguageModel, soft: SoftTokens, work: Workspace, rows: np.ndarray) -> None:
+        super().__init__()
+        self.soft = soft
+        self._lm = lm
+        writer = PromptWriter(work.dataset, work.config.prompt, SOFT_TOKENS)
+        self.token_rows: list[TokenRow] = [lm.tokenize(writer.write(r), SOFT_TOKENS) for r in rows]
+        self._short = [cut_at_soft_tokens(lm, r) for r in self.token_rows]
+        part = work.dataset.interactions.iloc[rows]
+        ids = (torch.from_numpy(part[c].to_numpy().astype(np.int64)) for c in ("user", "item"))
+        self._user, self._item = (i.to(lm.placement.device) for i in ids)
+
+    def forward(self, positions: np.ndarray) -> Tensor:
+        return log_odds(self._lm, [self._short[i] for i in positions], self.vectors(positions))
+
+    def vectors(self, positions: np.ndarray) -> dict[str, Tensor]:
+        return self.soft(self._user[positions], self._item[positions])
+
+    def score(self, raw_yes: bool = False, label: str = "scoring") -> np.ndarray:
+        """Log-odds of all rows, shape (n,)."""
+        return score_rows(self._lm, self.token_rows, self.vectors, raw_yes=raw_yes, label=label)
+
+
+def _new_soft_tokens(work: Workspace, lm: LanguageModel) -> SoftTokens:
+    """Stage 3's starting point: what stage 2 learnt, a fresh warm projection, and the scale."""
+    stage2 = work.run("sella_collab")
+    mf = new_mf(work.dataset, work.config.stage2, 0)
+    mf.load_state_dict(_prefixed(stage2, "aligned", "mf."))
+    projection = Projection(mf.feature_dim, lm.width)
+    projection.load_state_dict(_prefixed(stage2, "aligned", "projection."))
+    semantic = nn.Embedding.from_pretrained(torch.from_numpy(stage2.tensors("aligned")["semantic.weight"]), freeze=False)
+    torch.manual_seed(work.config.seed)
+    soft = SoftTokens(mf, semantic, projection)
+    users, items = training_ids(work.dataset)
+    n = min(len(users), len(items))
+    soft.fit_scale(users[:n], items[:n], lm.token_norm())
+    return soft.to(lm.placement.device)
+
+
+def _fit_stage3(work: Workspace, run: Run) -> None:
+    config, lm = work.config, work.tuned_model
+    chosen = sample_rows(work.dataset.part("train"), config.stage3.rows, config.seed)
+    valid = work.part("valid")
+    soft = _new_soft_tokens(work, lm)
+    on_valid = HybridModel(lm, soft, work, valid.index.to_numpy())
+    train(
+        HybridModel(lm, soft, work, chosen.index.to_numpy()),
+        chosen["label"].to_numpy(),
+        chosen.index.to_numpy(),
+        lambda: (valid["label"].to_numpy(), on_valid.score(label="stage 3, validation")),
+        config.stage3,
+        config.seed,
+        run.folder,
+        log=run.append_log,
+        label="stage 3, soft tokens",
+    )
+    tensors = trainable_state(soft) | {"scale": soft.scale.cpu()}
+    run.save_tensors("soft_tokens", {k: v.numpy() for k, v in tensors.items()})
+
+
+def load_soft_tokens(work: Workspace, run: Run) -> SoftTokens:
+    """The trained soft tokens of a stage-3 run."""
+    lm = work.tuned_model
+    soft = _new_soft_tokens(work, lm)
+    state = {k: torch.from_numpy(v) for k, v in run.tensors("soft_tokens").items()}
+    soft.scale.copy_(state.pop("scale"))
+    load_trainable(soft, state)
+    return soft.eval()
+
+
+def _score_hybrid(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
+    model = HybridModel(work.tuned_model, load_soft_tokens(work, run), work, rows)
+    return sigmoid(model.score(work.config.evaluation.raw_yes, "SeLLa-Rec, scoring"))
+
+
+def _semantic_table(work: Workspace) -> Tensor:
+    return torch.from_numpy(work.run("semantic").tensors("semantic")["semantic"])
+
+
+def _prefixed(run: Run, file: str, prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in run.tensors(file).items() if k.startswith(prefix)}
+
+
+def _stage3_settings(config: Config) -> dict:
+    return {"prompt": config.prompt, "stage3": config.stage3}
+
+
+SEMANTIC = System(
+    "semantic",
+    "Item distillation",
+    lambda config: {"natural_titles": config.prompt.natural_titles},
+    _distil,
+    needs=("tallrec",),
+    uses_backbone=True,
+)
+SELLA_COLLAB = System(
+    "sella_collab",
+    "Aligned MF (stage 2)",
+    lambda config: {"stage2": config.stage2},
+    _align,
+    _score_aligned,
+    needs=("semantic",),
+    uses_backbone=True,
+)
+SELLA = System(
+    "sella",
+    "SeLLa-Rec",
+    _stage3_settings,
+    _fit_stage3,
+    _score_hybrid,
+    needs=("tallrec", "sella_collab"),
+    uses_backbone=True,
+)

@@ -1,0 +1,88 @@
+"""Zero-shot and TALLRec (Bao et al., RecSys 2023) = stage 1: a language model on text prompts, without and with LoRA.
+
+Deviations from TALLRec: the loss is the binary cross-entropy of Yes against No at the answer position (SeLLa-Rec
+Eq. 5), not the causal-LM loss over the answer; the prompt holds liked titles only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sellarec.backbone.engine import log_odds, score_rows, without_prefix
+from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.backbone.lora import add_lora, merge_lora, save_lora
+from sellarec.config import Config
+from sellarec.data.dataset import sample_rows
+from sellarec.prompts import PromptWriter
+from sellarec.runs import Run
+from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.training import train
+
+
+class TextModel(nn.Module):
+    """A language model with an adapter, as a map from row positions to log-odds."""
+
+    def __init__(self, lm: LanguageModel, rows: list[TokenRow]) -> None:
+        super().__init__()
+        self.llm = lm.model
+        self._lm, self._rows = lm, [without_prefix(r) for r in rows]
+
+    def forward(self, positions: np.ndarray) -> Tensor:
+        return log_odds(self._lm, [self._rows[i] for i in positions])
+
+
+def text_rows(work: Workspace, lm: LanguageModel, rows: np.ndarray) -> list[TokenRow]:
+    """Tokenized text-only prompts of dataset rows."""
+    writer = PromptWriter(work.dataset, work.config.prompt)
+    return [lm.tokenize(writer.write(r)) for r in rows]
+
+
+def _settings(config: Config) -> dict:
+    return {"prompt": config.prompt, "lora": config.lora, "stage1": config.stage1}
+
+
+def _fit_stage1(work: Workspace, run: Run) -> None:
+    config = work.config
+    lm = add_lora(work.fresh_model(), config.lora, config.seed)
+    chosen = sample_rows(work.dataset.part("train"), config.stage1.rows, config.seed)
+    valid = work.part("valid")
+    valid_rows = text_rows(work, lm, valid.index.to_numpy())
+    train(
+        TextModel(lm, text_rows(work, lm, chosen.index.to_numpy())),
+        chosen["label"].to_numpy(),
+        chosen.index.to_numpy(),
+        lambda: (valid["label"].to_numpy(), score_rows(lm, valid_rows, label="stage 1, validation")),
+        config.stage1,
+        config.seed,
+        run.folder,
+        log=run.append_log,
+        label="stage 1, LoRA",
+    )
+    save_lora(lm, run.folder / "adapter")
+
+
+def _score_with(work: Workspace, lm: LanguageModel, rows: np.ndarray, label: str) -> np.ndarray:
+    raw_yes = work.config.evaluation.raw_yes
+    return sigmoid(score_rows(lm, text_rows(work, lm, rows), raw_yes=raw_yes, label=label))
+
+
+def _score_tuned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
+    return _score_with(work, merge_lora(work.fresh_model(), run.folder / "adapter"), rows, "TALLRec, scoring")
+
+
+def _score_untuned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
+    return _score_with(work, work.base_model, rows, "zero-shot, scoring")
+
+
+ZERO_SHOT = System(
+    "zero_shot",
+    "Zero-shot LLM",
+    lambda config: {"prompt": config.prompt},
+    lambda work, run: None,
+    _score_untuned,
+    uses_backbone=True,
+    uses_seed=False,
+)
+TALLREC = System("tallrec", "TALLRec (stage 1)", _settings, _fit_stage1, _score_tuned, uses_backbone=True)

@@ -1,0 +1,204 @@
+"""The one training loop of the language-model stages: resumable to the byte, selected on validation AUC."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from sellarec.errors import SellarecError
+from sellarec.evaluation import auc
+from sellarec.progress import Progress
+
+Log = Callable[[dict], None]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a language-model stage is trained."""
+
+    rows: int | None = None
+    """Training rows drawn at random from the training part; None takes all."""
+    epochs: int = 1
+    """Passes over these rows."""
+    batch: int = 32
+    """Rows per optimiser step."""
+    accumulate: int = 1
+    """Split each step into so many smaller batches, to save memory."""
+    learning_rate: float = 1e-3
+    """Peak of the cosine schedule (AdamW)."""
+    warmup: float = 0.03
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 1e-3
+    """AdamW's decoupled weight decay."""
+    evaluations: int = 2
+    """How often validation AUC is measured, evenly spaced; the best checkpoint is kept."""
+    checkpoint_seconds: float = 60.0
+    """A killed run loses at most so much work."""
+
+
+@dataclass
+class _Position:
+    """Where training stands; saved with every checkpoint."""
+
+    step: int = 0
+    best: float = -1.0
+    best_step: int = -1
+    log: list = field(default_factory=list)
+
+    def state_dict(self) -> dict:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict) -> None:
+        vars(self).update(state)
+
+
+def train(
+    model: nn.Module,
+    labels: np.ndarray,
+    row_ids: np.ndarray,
+    validate: Callable[[], tuple[np.ndarray, np.ndarray]],
+    config: TrainConfig,
+    seed: int,
+    folder: Path,
+    *,
+    log: Log = lambda entry: None,
+    label: str = "training",
+) -> float:
+    """Train the model's trainable parameters and leave the best ones in it.
+
+    Args:
+        model: Maps positions of training rows (B,) to log-odds (B,); only parameters with gradient are trained,
+            saved and restored.
+        labels, row_ids: 0/1 labels and dataset row ids of the training rows, shape (n,).
+        validate: Returns labels and scores of the validation rows under the current weights.
+        folder: Checkpoints live in `folder/checkpoint`, and are gone when training is done.
+        log: Called when training is done, with one dict per step and per evaluation.
+
+    Returns:
+        The best validation AUC.
+
+    Raises:
+        SellarecError: a loss is not finite; names the step and its rows.
+    """
+    set_seed(seed)
+    accelerator = Accelerator(gradient_accumulation_steps=config.accumulate, cpu=_on_cpu(model))
+    schedule = _batches(len(labels), config, seed)
+    steps = len(schedule)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    rising = max(1, round(config.warmup * steps))
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / rising, 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps))))
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    position = _Position()
+    accelerator.register_for_checkpointing(rate, position)
+    _save_trainable_only(accelerator)
+    checkpoint, best_file = folder / "checkpoint", folder / "best.safetensors"
+    if checkpoint.exists():
+        accelerator.load_state(str(checkpoint))
+        print(f"{label}: going on from step {position.step} of {steps}", flush=True)
+    eval_steps = {round(steps * (n + 1) / config.evaluations) for n in range(config.evaluations)}
+    target = torch.from_numpy(np.asarray(labels, dtype=np.float32)).to(accelerator.device)
+
+    saved = time.monotonic()
+    with Progress(label, steps * config.batch, done=position.step * config.batch) as progress:
+        while position.step < steps:
+            batch = schedule[position.step]
+            model.train()
+            loss = 0.0
+            for part in np.array_split(batch, config.accumulate):
+                part_loss = binary_cross_entropy_with_logits(model(part), target[part], reduction="sum") / len(batch)
+                accelerator.backward(part_loss * config.accumulate)  # accelerate divides by the number of parts
+                loss += part_loss.item()
+            if not math.isfinite(loss):
+                raise SellarecError(
+                    f"{label}: the loss is {loss} at step {position.step}, rows {row_ids[batch].tolist()}. "
+                    "Lower the learning rate, or compute in float32 (--dtype float32)."
+                )
+            accelerator.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            rate.step()
+            position.step += 1
+            position.log.append({"step": position.step, "loss": loss, "learning_rate": rate.get_last_lr()[0]})
+            if position.step in eval_steps:
+                model.eval()
+                score = auc(*validate())
+                position.log.append({"step": position.step, "valid_auc": score})
+                if score > position.best or position.best_step < 0:
+                    position.best, position.best_step = score, position.step
+                    save_file(trainable_state(model), best_file)
+            progress.advance(config.batch, f"loss {loss:.3f}, best valid AUC {position.best:.3f}")
+            if time.monotonic() - saved > config.checkpoint_seconds:
+                _save_checkpoint(accelerator, checkpoint)
+                saved = time.monotonic()
+    model.eval()
+    load_trainable(model, load_file(best_file))
+    for entry in position.log:
+        log(entry)
+    best_file.unlink()
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    return position.best
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters with gradient, by name."""
+    return {n: p.detach().cpu().clone().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def load_trainable(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Write saved parameters back; every name must be there."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in state.items():
+            parameters[name].copy_(value)
+
+
+def _batches(n: int, config: TrainConfig, seed: int) -> list[np.ndarray]:
+    """The rows of every step, fixed in advance, so that a resumed run sees the same ones."""
+    random = np.random.default_rng(seed)
+    order = [random.permutation(n) for _ in range(config.epochs)]
+    return [e[i : i + config.batch] for e in order for i in range(0, n, config.batch)]
+
+
+def _on_cpu(model: nn.Module) -> bool:
+    return next(model.parameters()).device.type == "cpu"
+
+
+def _save_trainable_only(accelerator: Accelerator) -> None:
+    """Keep accelerate from writing the frozen backbone into every checkpoint."""
+
+    def save(models: list[nn.Module], weights: list, output: str) -> None:
+        weights.clear()
+        save_file(trainable_state(models[0]), Path(output) / "trainable.safetensors")
+
+    def load(models: list[nn.Module], source: str) -> None:
+        load_trainable(models.pop(), load_file(Path(source) / "trainable.safetensors"))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def _save_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Write beside the old checkpoint, then swap: a kill in between leaves one of the two whole."""
+    fresh, old = checkpoint.with_name("checkpoint.new"), checkpoint.with_name("checkpoint.old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    accelerator.save_state(str(fresh))
+    if checkpoint.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        checkpoint.rename(old)
+    fresh.rename(checkpoint)
+    shutil.rmtree(old, ignore_errors=True)
