@@ -77,7 +77,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "evaluation.valid_rows": None,
     },
 }
-"""Changes to the defaults: `smoke` proves the plumbing in minutes, `quick` is for a laptop CPU, `full` is the paper's."""
+"""Changes to the defaults: `smoke` proves the plumbing, `quick` is for a laptop CPU, `full` is the paper's setting."""
 
 QUICK_ON: dict[str, dict[str, Any]] = {
     "ml-100k": {"evaluation.test_rows": 2000},
@@ -114,7 +114,9 @@ def _replace(config: Any, full_name: str, path: list[str], value: Any) -> Any:
     current = getattr(config, head)
     if dataclasses.is_dataclass(current):
         if not rest:
-            raise SellarecError(f"setting '{full_name}' is a group. {nearest('', [f.name for f in dataclasses.fields(current)])}")
+            raise SellarecError(
+                f"setting '{full_name}' is a group. {nearest('', [f.name for f in dataclasses.fields(current)])}"
+            )
         value = _replace(current, full_name, rest, value)
     elif rest:
         raise SellarecError(f"setting '{full_name}': '{head}' has no parts.")

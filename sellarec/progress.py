@@ -51,7 +51,8 @@ class Progress:
             ascii=True,
             prefix=self.label,
             postfix=self.note,
-            bar_format="{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt}, {rate_fmt}, {elapsed} so far, {remaining} left {postfix}",
+            bar_format="{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt}, {rate_fmt}, "
+            "{elapsed} so far, {remaining} left{postfix}",
         )
         print(("\r\033[K" if self._live else "") + line, end=end, file=sys.stderr, flush=True)
 

@@ -154,7 +154,9 @@ def code_version() -> str:
     head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode:
         return "unknown"
-    dirty = subprocess.run([*git, "status", "--porcelain", "--", str(where)], capture_output=True, text=True, check=False)
+    dirty = subprocess.run(
+        [*git, "status", "--porcelain", "--", str(where)], capture_output=True, text=True, check=False
+    )
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 

@@ -141,7 +141,7 @@ def train(
                 if score > position.best or position.best_step < 0:
                     position.best, position.best_step = score, position.step
                     save_file(trainable_state(model), best_file)
-            progress.advance(config.batch, f"loss {loss:.3f}, best valid AUC {position.best:.3f}")
+            progress.advance(config.batch, _note(loss, position))
             if time.monotonic() - saved > config.checkpoint_seconds:
                 _save_checkpoint(accelerator, checkpoint)
                 saved = time.monotonic()
@@ -165,6 +165,10 @@ def load_trainable(model: nn.Module, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in state.items():
             parameters[name].copy_(value)
+
+
+def _note(loss: float, position: _Position) -> str:
+    return f"loss {loss:.3f}" + (f", best valid AUC {position.best:.3f}" if position.best_step >= 0 else "")
 
 
 def _batches(n: int, config: TrainConfig, seed: int) -> list[np.ndarray]:

@@ -141,8 +141,10 @@ def _prefix_cache(lm: LanguageModel, rows: Sequence[TokenRow]) -> tuple[object |
     """Keys and values of the rows' prefixes: each distinct one computed once, then handed to its rows."""
     device = lm.placement.device
     if not any(r.prefix for r in rows):
-        return None, torch.ones(len(rows), 0, dtype=torch.long, device=device), torch.zeros(
-            len(rows), dtype=torch.long, device=device
+        return (
+            None,
+            torch.ones(len(rows), 0, dtype=torch.long, device=device),
+            torch.zeros(len(rows), dtype=torch.long, device=device),
         )
     distinct = list(dict.fromkeys(r.prefix for r in rows))
     place = {prefix: n for n, prefix in enumerate(distinct)}

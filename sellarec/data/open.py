@@ -44,7 +44,8 @@ def open_dataset(name: str, config: DataConfig = DataConfig()) -> Dataset:
         tables = readers.read_table(Path(name))
     else:
         raise SellarecError(
-            f"dataset '{name}' is neither a registered name nor a .parquet or .csv file. {nearest(name, sources.DATASETS)}"
+            f"dataset '{name}' is neither a registered name nor a .parquet or .csv file. "
+            f"{nearest(name, sources.DATASETS)}"
         )
     return build_dataset(
         Path(name).stem,

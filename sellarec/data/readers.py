@@ -89,7 +89,8 @@ def _read_delimited(
     for number, row in enumerate(rows, start=1 + header):
         if len(row) != n_fields:
             raise SellarecError(
-                f"{path} line {number}: expected {n_fields} fields separated by {separator!r}, found {len(row)}. {advice}"
+                f"{path} line {number}: expected {n_fields} fields separated by {separator!r}, found {len(row)}. "
+                f"{advice}"
             )
     return rows
 
@@ -136,5 +137,3 @@ def _checked(ratings: pd.DataFrame, catalogue: pd.DataFrame, path: Path) -> Tabl
             "Add their titles or remove their ratings."
         )
     return ratings, catalogue
-
-

@@ -138,7 +138,9 @@ def _copy_folder(source: Source, origin: Path, target: Path) -> None:
     for member in source.members:
         path = origin / Path(member).name
         if not path.is_file():
-            raise SellarecError(f"{origin}: there is no {path.name} in it. Name the folder that holds {_names(source)}.")
+            raise SellarecError(
+                f"{origin}: there is no {path.name} in it. Name the folder that holds {_names(source)}."
+            )
         shutil.copyfile(path, target / path.name)
 
 
@@ -200,7 +202,9 @@ def _download_url(source: Source) -> Path:
     if not whole:
         size = part.stat().st_size
         part.unlink()
-        raise SellarecError(f"{source.url}: the {size} bytes received are not the expected file. Try again. {_by_hand(source)}")
+        raise SellarecError(
+            f"{source.url}: the {size} bytes received are not the expected file. Try again. {_by_hand(source)}"
+        )
     return part
 
 

@@ -18,9 +18,7 @@ from sellarec.systems.base import System, Workspace, sigmoid
 def new_mf(dataset: Dataset, config: CollabConfig, seed: int) -> MatrixFactorization:
     """An untrained model of the dataset's size."""
     torch.manual_seed(seed)
-    return MatrixFactorization(
-        dataset.n_users, dataset.n_items, config.dim, bias=config.bias, init_std=config.init_std
-    )
+    return MatrixFactorization(dataset.n_users, dataset.n_items, config.dim, bias=config.bias, init_std=config.init_std)
 
 
 def training_ids(dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,12 +17,11 @@ from sellarec.collab.fit import fit_collab
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.config import Config
 from sellarec.data.dataset import sample_rows
-from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, Prompt, PromptWriter, item_prompt
+from sellarec.prompts import SOFT_TOKENS, Prompt, PromptWriter, item_prompt
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
 from sellarec.systems.mf import mf_log_odds, new_mf, training_ids
 from sellarec.training import load_trainable, train, trainable_state
-
 
 # --- distillation ---------------------------------------------------------------------------------------------------
 
@@ -78,6 +77,17 @@ def _align(work: Workspace, run: Run) -> None:
     tensors |= {f"projection.{k}": v for k, v in projection.state_dict().items()}
     tensors["semantic.weight"] = semantic.weight.data
     run.save_tensors("aligned", {k: v.numpy() for k, v in tensors.items()})
+
+
+def aligned_parts(work: Workspace) -> tuple[MatrixFactorization, Projection, nn.Embedding]:
+    """What stage 2 learnt: the collaborative model, its projection, and the semantic embeddings, all trainable."""
+    run = work.run("sella_collab")
+    mf = new_mf(work.dataset, work.config.stage2, 0)
+    mf.load_state_dict(_prefixed(run, "aligned", "mf."))
+    semantic = nn.Embedding.from_pretrained(torch.from_numpy(run.tensors("aligned")["semantic.weight"]), freeze=False)
+    projection = Projection(mf.feature_dim, semantic.embedding_dim)
+    projection.load_state_dict(_prefixed(run, "aligned", "projection."))
+    return mf, projection, semantic
 
 
 def _score_aligned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
@@ -142,12 +152,7 @@ class HybridModel(nn.Module):
 
 def _new_soft_tokens(work: Workspace, lm: LanguageModel) -> SoftTokens:
     """Stage 3's starting point: what stage 2 learnt, a fresh warm projection, and the scale."""
-    stage2 = work.run("sella_collab")
-    mf = new_mf(work.dataset, work.config.stage2, 0)
-    mf.load_state_dict(_prefixed(stage2, "aligned", "mf."))
-    projection = Projection(mf.feature_dim, lm.width)
-    projection.load_state_dict(_prefixed(stage2, "aligned", "projection."))
-    semantic = nn.Embedding.from_pretrained(torch.from_numpy(stage2.tensors("aligned")["semantic.weight"]), freeze=False)
+    mf, projection, semantic = aligned_parts(work)
     torch.manual_seed(work.config.seed)
     soft = SoftTokens(mf, semantic, projection)
     users, items = training_ids(work.dataset)

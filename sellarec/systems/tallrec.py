@@ -7,7 +7,6 @@ Eq. 5), not the causal-LM loss over the answer; the prompt holds liked titles on
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from sellarec.backbone.engine import log_odds, score_rows, without_prefix

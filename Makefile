@@ -1,0 +1,30 @@
+# The two commands of the README, and their environment. `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help report test lint clean
+help:
+	@echo "make report   build .venv, run every notebook on MovieLens-100K, write reports/<run>/index.html (20 minutes)"
+	@echo "make test     build .venv, run the test suite (minutes)"
+	@echo "make lint     check style"
+	@echo "make clean    remove .venv; runs and reports stay"
+
+report: $(STAMP)
+	$(BIN)/sellarec report $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,197 @@
+"""The command line: every command is a function, its signature the help, its settings the configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sellarec.config import PROFILES, Config, make_config
+from sellarec.data import sources
+from sellarec.errors import SellarecError, nearest
+
+USAGE = """usage: sellarec COMMAND [--help]
+
+  fetch NAME       bring data or a model into the cache: {sources}
+  run SYSTEM       compute one system and what it needs:  {systems}
+  report           execute all notebooks and write reports/<run>/index.html
+  doctor           versions, CPU features, chosen number format, what is fetched and what is missing
+  profile NAME     print a profile's settings: {profiles}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fetch:
+    """Bring a source into the cache, verified; or take it from a file or folder that you name."""
+
+    name: tyro.conf.Positional[str]
+    """A registered source."""
+    origin: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """A folder with the files, or the archive, instead of the network."""
+    force: bool = False
+    """Fetch again even if it is there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunCommand:
+    """Compute one system and everything that it needs; what is in the store is reused."""
+
+    system: tyro.conf.Positional[str]
+    """Name of the system."""
+    profile: str = "quick"
+    """smoke, quick or full: the defaults of the settings below."""
+    runs: Path = Path("runs")
+    """The run store."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportCommand:
+    """Execute all notebooks with these settings and write one HTML report."""
+
+    profile: str = "quick"
+    """smoke, quick or full: the defaults of the settings below."""
+    origin: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Fetch the dataset from this folder or archive first."""
+    runs: Path = Path("runs")
+    """The run store."""
+    reports: Path = Path("reports")
+    """Where the report's folder is made."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `sellarec`; errors that a user can mend are printed without a traceback."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(argv)
+    except SellarecError as error:
+        sys.exit(f"sellarec: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nsellarec: stopped. The same command goes on from the last checkpoint.")
+
+
+def _dispatch(argv: list[str]) -> None:
+    commands = {"fetch": _fetch, "run": _run, "report": _report, "doctor": _doctor, "profile": _profile}
+    if not argv or argv[0] in ("-h", "--help"):
+        from sellarec.systems.registry import SYSTEMS
+
+        lists = {"sources": sources.SOURCES, "systems": SYSTEMS, "profiles": PROFILES}
+        print(USAGE.format(**{k: ", ".join(v) for k, v in lists.items()}))
+        return
+    if argv[0] not in commands:
+        raise SellarecError(f"command '{argv[0]}' is not known. {nearest(argv[0], commands)}")
+    commands[argv[0]](argv[1:])
+
+
+def _fetch(argv: list[str]) -> None:
+    options = tyro.cli(Fetch, prog="sellarec fetch", args=argv)
+    folder = sources.fetch(options.name, options.origin, force=options.force)
+    if options.name in sources.MODELS:
+        from sellarec.backbone.loading import convert_gguf
+
+        folder = convert_gguf(folder / sources.MODELS[options.name].gguf)
+    print(f"{options.name} is in {folder}")
+
+
+def _run(argv: list[str]) -> None:
+    options = _parse(RunCommand, argv, "sellarec run", system=_first_word(argv))
+    from sellarec.systems.base import Workspace
+    from sellarec.systems.registry import find_system
+
+    find_system(options.system)
+    run = Workspace(options.config, options.runs).run(options.system)
+    if (run.folder / "metrics.json").exists():
+        for name, found in run.metrics["test"].items():
+            auc, uauc = (f"{v:.4f}" if v is not None else "undefined" for v in (found["auc"], found["uauc"]))
+            print(f"test {name:5} AUC {auc}  UAUC {uauc}  ({found['rows']:,} rows, {found['users']} users)")
+    print(run.folder)
+
+
+def _report(argv: list[str]) -> None:
+    options = _parse(ReportCommand, argv, "sellarec report")
+    from sellarec.report import make_report
+
+    if options.origin:
+        sources.fetch(options.config.dataset, options.origin)
+    config = options.config
+    base = make_config(options.profile, config.dataset)
+    changes = {k: v for k, v in _flat(config).items() if _flat(base)[k] != v}
+    named = {k: changes.pop(k, getattr(config, k)) for k in ("backbone", "seed")}
+    make_report(
+        config.dataset, named["backbone"], options.profile, named["seed"], changes, options.runs, options.reports
+    )
+
+
+def _doctor(argv: list[str]) -> None:
+    tyro.cli(lambda: None, prog="sellarec doctor", args=argv, description="Say what this machine and this cache have.")
+    import torch
+
+    from sellarec.backbone.loading import choose_placement, cpu_features
+
+    names = ("torch", "transformers", "peft", "accelerate", "plotly", "streamlit", "papermill", "openTSNE")
+    print(f"python        {platform.python_version()}")
+    for name in names:
+        print(f"{name:13} {importlib.metadata.version(name)}")
+    print(f"cores         {os.cpu_count()}, torch uses {torch.get_num_threads()}")
+    features = ", ".join(f"{name}: {'yes' if there else 'no'}" for name, there in cpu_features().items())
+    print(f"bf16 on CPU   {features}")
+    print(f"GPU           {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}")
+    print(f"number format {choose_placement().reason}")
+    print(f"cache         {sources.home()}")
+    for name in sources.SOURCES:
+        state = "fetched" if sources.is_fetched(name) else f"missing; get it with: sellarec fetch {name}"
+        print(f"  {name:13} {state}")
+
+
+def _profile(argv: list[str]) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Profile:
+        """Print all settings of a profile as JSON."""
+
+        name: tyro.conf.Positional[str] = "quick"
+        dataset: str = "ml-100k"
+
+    options = tyro.cli(Profile, prog="sellarec profile", args=argv)
+    print(json.dumps(dataclasses.asdict(make_config(options.name, options.dataset)), indent=2))
+
+
+def _parse(command: type, argv: list[str], prog: str, **fixed: Any) -> Any:
+    """Parse a command whose settings default to the profile and dataset named on the same line."""
+    profile, dataset = _option(argv, "profile", "quick"), _option(argv, "dataset", "ml-100k")
+    default = command(**fixed, profile=profile, config=make_config(profile, dataset))
+    return tyro.cli(command, prog=prog, args=argv, default=default)
+
+
+def _option(argv: list[str], name: str, default: str) -> str:
+    for n, word in enumerate(argv):
+        if word == f"--{name}" and n + 1 < len(argv):
+            return argv[n + 1]
+        if word.startswith(f"--{name}="):
+            return word.split("=", 1)[1]
+    return default
+
+
+def _first_word(argv: list[str]) -> str:
+    return argv[0] if argv and not argv[0].startswith("-") else "sella"
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """All settings by dotted name."""
+    out: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = prefix + field.name
+        out |= _flat(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+    return out
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Plotly figures from tables and runs. One pure function a figure; one visual style; nothing is computed here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+# Okabe and Ito's palette: distinct for colour-blind readers, and one colour per system everywhere.
+COLOURS = {
+    "counting": "#999999",
+    "mf": "#56B4E9",
+    "mf_bias": "#0072B2",
+    "sella_collab": "#009E73",
+    "mlp_control": "#CC79A7",
+    "zero_shot": "#F0E442",
+    "tallrec": "#E69F00",
+    "sella": "#D55E00",
+}
+SPLIT_COLOURS = {"train": "#0072B2", "valid": "#E69F00", "test": "#D55E00"}
+_LAYOUT = {
+    "template": "plotly_white",
+    "font": {"family": "system-ui, sans-serif", "size": 14},
+    "margin": {"l": 70, "r": 20, "t": 70, "b": 60},
+    "title": {"x": 0, "xref": "paper", "font": {"size": 17}},
+}
+
+
+def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
+    """Dots with intervals, best on top is left to the reader: rows keep the table's order.
+
+    Args:
+        table: As `tables.overall_table` gives it.
+        note: Written under the title; say there what was trained and scored.
+    """
+    figure = make_subplots(cols=2, rows=1, shared_yaxes=True, subplot_titles=("AUC", "UAUC"), horizontal_spacing=0.06)
+    labels = list(table.index)[::-1]
+    for col, metric in enumerate(("auc", "uauc"), start=1):
+        for label, line in table.iterrows():
+            figure.add_scatter(
+                x=[line[metric]],
+                y=[label],
+                error_x={
+                    "array": [line[f"{metric}_high"] - line[metric]],
+                    "arrayminus": [line[metric] - line[f"{metric}_low"]],
+                    "thickness": 2,
+                },
+                mode="markers",
+                marker={"size": 11, "color": COLOURS.get(line["system"], "#333333")},
+                name=label,
+                showlegend=False,
+                hovertemplate=f"{label}<br>{metric.upper()} %{{x:.4f}}<extra></extra>",
+                row=1,
+                col=col,
+            )
+        paper = table.get(f"{metric}_paper")
+        if paper is not None and paper.notna().any():
+            known = paper.dropna()
+            figure.add_scatter(
+                x=known,
+                y=list(known.index),
+                mode="markers",
+                marker={"symbol": "diamond-open", "size": 10, "color": "#333333"},
+                name="paper (Qwen2-7B, all rows)",
+                showlegend=col == 1,
+                row=1,
+                col=col,
+            )
+        figure.add_vline(x=0.5, line={"dash": "dot", "color": "#888888"}, row=1, col=col)
+    figure.update_yaxes(categoryorder="array", categoryarray=labels, automargin=True)
+    figure.update_layout(**_LAYOUT, height=120 + 42 * len(labels), legend={"orientation": "h", "y": -0.12})
+    return _titled(figure, "How well each system tells likes from dislikes (95 % user-bootstrap intervals)", note)
+
+
+def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
+    """Paired differences to the other systems with intervals, as `tables.difference_table` gives them."""
+    figure = make_subplots(cols=2, rows=1, shared_yaxes=True, subplot_titles=("ΔAUC", "ΔUAUC"), horizontal_spacing=0.06)
+    for col, metric in enumerate(("auc", "uauc"), start=1):
+        figure.add_scatter(
+            x=table[metric],
+            y=list(table.index),
+            error_x={
+                "array": table[f"{metric}_high"] - table[metric],
+                "arrayminus": table[metric] - table[f"{metric}_low"],
+                "thickness": 2,
+            },
+            mode="markers",
+            marker={"size": 10, "color": COLOURS["sella"]},
+            customdata=table[f"{metric}_verdict"],
+            hovertemplate="SeLLa-Rec − %{y}: %{x:+.4f}<br>%{customdata}<extra></extra>",
+            showlegend=False,
+            row=1,
+            col=col,
+        )
+        figure.add_vline(x=0, line={"dash": "dot", "color": "#888888"}, row=1, col=col)
+    figure.update_yaxes(categoryorder="array", categoryarray=list(table.index)[::-1], automargin=True)
+    figure.update_layout(**_LAYOUT, height=120 + 42 * len(table))
+    return _titled(
+        figure, "SeLLa-Rec minus each other system (paired 95 % intervals; right of 0: SeLLa-Rec is better)", note
+    )
+
+
+def timeline_figure(interactions: pd.DataFrame, note: str = "") -> go.Figure:
+    """Interactions per week, coloured by the part of the split they fall into."""
+    week = pd.to_datetime(interactions["timestamp"], unit="s").dt.to_period("W").dt.start_time
+    counts = interactions.groupby([week.rename("week"), "split"], observed=True).size().reset_index(name="rows")
+    figure = go.Figure()
+    for split, colour in SPLIT_COLOURS.items():
+        part = counts[counts["split"] == split]
+        figure.add_bar(x=part["week"], y=part["rows"], name=split, marker_color=colour)
+    figure.update_layout(**_LAYOUT, barmode="stack", xaxis_title="week", yaxis_title="interactions", height=360)
+    return _titled(figure, "The split is by time: models are judged on the future", note)
+
+
+def history_figure(lengths: dict[str, np.ndarray], note: str = "") -> go.Figure:
+    """Share of rows that have at least so many liked titles before them, by split."""
+    figure = go.Figure()
+    for split, values in lengths.items():
+        at = np.arange(0, 101)
+        share = [(values >= n).mean() for n in at]
+        figure.add_scatter(x=at, y=share, name=split, line={"color": SPLIT_COLOURS[split], "width": 3})
+    figure.add_vline(x=10, line={"dash": "dot", "color": "#888888"}, annotation_text="shown in a prompt")
+    figure.update_layout(**_LAYOUT, xaxis_title="liked titles before the row", yaxis_title="share of rows", height=360)
+    figure.update_yaxes(range=[0, 1.02], tickformat=".0%")
+    return _titled(figure, "How full the histories are", note)
+
+
+def warm_cold_figure(interactions: pd.DataFrame, note: str = "") -> go.Figure:
+    """Test and validation rows by whether their user and their item occur in the training part."""
+    train = interactions[interactions["split"] == "train"]
+    known_user = interactions["user"].isin(train["user"])
+    known_item = interactions["item"].isin(train["item"])
+    groups = {
+        "warm: user and item known": (known_user & known_item, "#009E73"),
+        "cold: user unknown": (~known_user & known_item, "#E69F00"),
+        "cold: item unknown": (known_user & ~known_item, "#56B4E9"),
+        "cold: both unknown": (~known_user & ~known_item, "#999999"),
+    }
+    figure = go.Figure()
+    for name, (mask, colour) in groups.items():
+        counts = interactions.loc[mask, "split"].value_counts()
+        splits = ["test", "valid"]
+        figure.add_bar(y=splits, x=[counts[s] for s in splits], name=name, marker_color=colour, orientation="h")
+    figure.update_layout(
+        **_LAYOUT, barmode="stack", xaxis_title="rows", height=300, legend={"orientation": "h", "y": -0.35}
+    )
+    return _titled(figure, "Cold rows are mostly new users", note)
+
+
+def training_figure(log: pd.DataFrame, title: str, x: str = "step", note: str = "") -> go.Figure:
+    """Training loss (smoothed over 20 steps) and validation AUC of a run's log."""
+    figure = make_subplots(specs=[[{"secondary_y": True}]])
+    if "loss" in log:
+        loss = log.dropna(subset=["loss"])
+        smooth = loss["loss"].rolling(20 if x == "step" else 1, min_periods=1).mean()
+        figure.add_scatter(x=loss[x], y=smooth, name="training loss", line={"color": "#0072B2"})
+    valid = log.dropna(subset=["valid_auc"])
+    figure.add_scatter(
+        x=valid[x],
+        y=valid["valid_auc"],
+        name="validation AUC",
+        mode="lines+markers",
+        line={"color": "#D55E00"},
+        secondary_y=True,
+    )
+    figure.update_layout(**_LAYOUT, xaxis_title=x, height=360, legend={"orientation": "h", "y": -0.25})
+    figure.update_yaxes(title_text="loss", secondary_y=False)
+    figure.update_yaxes(title_text="AUC", secondary_y=True, showgrid=False)
+    return _titled(figure, title, note)
+
+
+def cosine_figure(cosines: dict[str, np.ndarray], note: str = "") -> go.Figure:
+    """Distribution of cosine similarities, one curve a group."""
+    figure = go.Figure()
+    edges = np.linspace(-1, 1, 81)
+    for (name, values), colour in zip(cosines.items(), ("#D55E00", "#0072B2", "#009E73", "#999999"), strict=False):
+        share, _ = np.histogram(values, edges)
+        figure.add_scatter(
+            x=(edges[1:] + edges[:-1]) / 2,
+            y=share / max(1, share.sum()),
+            name=name,
+            fill="tozeroy",
+            line={"color": colour, "shape": "spline"},
+        )
+    figure.update_layout(
+        **_LAYOUT,
+        xaxis_title="cosine",
+        yaxis_title="share of items",
+        height=380,
+        legend={"orientation": "h", "y": -0.25},
+    )
+    return _titled(figure, "Does an item's projected vector point where its title does?", note)
+
+
+def export_figure(figure: go.Figure, name: str, folder: str | Path | None) -> go.Figure:
+    """Write a figure as JSON into the folder's `figures/`, from where the report makes pages and images; returns it."""
+    if folder:
+        target = Path(folder) / "figures"
+        target.mkdir(parents=True, exist_ok=True)
+        figure.write_json(target / f"{name}.json")
+    return figure
+
+
+def _titled(figure: go.Figure, title: str, note: str) -> go.Figure:
+    subtitle = {"subtitle": {"text": note, "font": {"size": 12, "color": "#666666"}}} if note else {}
+    return figure.update_layout(title={"text": title, **subtitle})

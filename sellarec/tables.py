@@ -1,0 +1,157 @@
+"""Tables for notebooks and reports: what the runs hold, as DataFrames; nothing is trained or drawn here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sellarec.evaluation import SLICES, Interval, UserBootstrap, slice_masks
+from sellarec.systems.base import Workspace
+from sellarec.systems.registry import OVERALL, find_system
+
+PUBLISHED_ML_1M = {
+    "mf": (0.6473, 0.6264),
+    "zero_shot": (0.5718, 0.5145),
+    "tallrec": (0.7268, 0.6989),
+    "sella": (0.7606, 0.7464),
+}
+"""AUC and UAUC that SeLLa-Rec's paper prints for ML-1M with Qwen2-7B, all training rows."""
+
+
+def overall_table(work: Workspace, systems: Sequence[str] = OVERALL, part: str = "all") -> pd.DataFrame:
+    """AUC and UAUC of every system on a slice of the test rows, with 95 % user-bootstrap intervals.
+
+    Systems that are not in the store yet are computed.
+
+    Returns:
+        Indexed by label: `system`, and for each metric m: `m`, `m_low`, `m_high`, `m_paper` (ML-1M only).
+    """
+    if part not in SLICES:
+        raise ValueError(f"part '{part}' is none of {SLICES}")
+    bootstrap, mask = _bootstrap(work, part)
+    lines = []
+    for name in systems:
+        score = _test_scores(work, name)[mask]
+        line: dict[str, object] = {"label": find_system(name).label, "system": name}
+        for n, metric in enumerate(("auc", "uauc")):
+            interval = bootstrap.interval(metric, score)
+            line |= {metric: interval.value, f"{metric}_low": interval.low, f"{metric}_high": interval.high}
+            if work.dataset.name == "ml-1m" and part == "all":
+                line[f"{metric}_paper"] = PUBLISHED_ML_1M.get(name, (np.nan, np.nan))[n]
+        lines.append(line)
+    return pd.DataFrame(lines).set_index("label")
+
+
+def difference_table(
+    work: Workspace, system: str = "sella", systems: Sequence[str] = OVERALL, part: str = "all"
+) -> pd.DataFrame:
+    """How much better one system is than each other one, with paired 95 % user-bootstrap intervals.
+
+    Returns:
+        Indexed by the other system's label: for each metric m: `m`, `m_low`, `m_high`, `m_verdict`.
+    """
+    bootstrap, mask = _bootstrap(work, part)
+    score = _test_scores(work, system)[mask]
+    lines = []
+    for name in (n for n in systems if n != system):
+        other = _test_scores(work, name)[mask]
+        line: dict[str, object] = {"against": find_system(name).label}
+        for metric in ("auc", "uauc"):
+            interval = bootstrap.interval(metric, score, other)
+            line |= {metric: interval.value, f"{metric}_low": interval.low, f"{metric}_high": interval.high}
+            line[f"{metric}_verdict"] = verdict(interval)
+        lines.append(line)
+    return pd.DataFrame(lines).set_index("against")
+
+
+def verdict(difference: Interval) -> str:
+    """ "better", "worse", or "undecided" when the interval of a difference holds 0."""
+    if not difference.excludes_zero:
+        return "undecided"
+    return "better" if difference.value > 0 else "worse"
+
+
+def slices_table(work: Workspace, systems: Sequence[str] = OVERALL) -> pd.DataFrame:
+    """AUC and UAUC on all, warm and cold test rows, with the rows and the users that UAUC rests on."""
+    lines = {}
+    for name in systems:
+        found = work.run(name).metrics["test"]
+        lines[find_system(name).label] = {(s, m): found[s][m] for s in SLICES for m in ("auc", "uauc")}
+    counts = work.run(systems[0]).metrics["test"]
+    table = pd.DataFrame(lines).T.astype(float)
+    table.columns = pd.MultiIndex.from_tuples(
+        [(f"{s} ({counts[s]['rows']:,} rows, {counts[s]['users']} users)", m.upper()) for s, m in table.columns]
+    )
+    return table
+
+
+def provenance_table(work: Workspace, systems: Sequence[str]) -> pd.DataFrame:
+    """Where each number comes from: the run's folder, key, data hash and code version."""
+    lines = []
+    for name in systems:
+        run = work.run(name)
+        lines.append(
+            {
+                "system": find_system(name).label,
+                "run": run.folder.relative_to(work.root).as_posix(),
+                "data": run.config["data_hash"][:12],
+                "code": run.config["code"],
+                "torch": run.config["versions"]["torch"],
+            }
+        )
+    return pd.DataFrame(lines).set_index("system")
+
+
+def scope(work: Workspace) -> str:
+    """One sentence that every table and figure carries: how much was trained on and scored."""
+    config, train = work.config, len(work.dataset.part("train"))
+    test, scored = len(work.dataset.part("test")), len(work.part("test"))
+    stages = [f"stage {n} on {min(r or train, train):,}" for n, r in ((1, config.stage1.rows), (3, config.stage3.rows))]
+    which = "all" if scored == test else f"whole users with {scored:,} of"
+    return (
+        f"{work.dataset.name}, {Path(config.backbone).name}: {' and '.join(stages)} of {train:,} training rows; "
+        f"scored on {which} {test:,} test rows; seed {config.seed}."
+    )
+
+
+def pretty(table: pd.DataFrame) -> pd.DataFrame:
+    """The overall table as people read it: "0.731 [0.712, 0.750]", without the technical columns."""
+    out = pd.DataFrame(index=table.index)
+    for metric in ("auc", "uauc"):
+        signed = "+.4f" if f"{metric}_verdict" in table else ".4f"
+        out[metric.upper()] = [
+            f"{v:{signed}} [{lo:{signed}}, {hi:{signed}}]"
+            for v, lo, hi in table[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
+        ]
+        if f"{metric}_verdict" in table:
+            out[f"{metric.upper()}, SeLLa-Rec is"] = table[f"{metric}_verdict"]
+        if f"{metric}_paper" in table:
+            out[f"{metric.upper()}, paper (7B)"] = [
+                "" if np.isnan(v) else f"{v:.4f}" for v in table[f"{metric}_paper"].astype(float)
+            ]
+    return out
+
+
+def export_table(table: pd.DataFrame, name: str, folder: str | Path | None, caption: str = "") -> None:
+    """Write a table as CSV and as LaTeX (booktabs) into the folder's `tables/`; nothing if there is no folder."""
+    if folder:
+        target = Path(folder) / "tables"
+        target.mkdir(parents=True, exist_ok=True)
+        table.to_csv(target / f"{name}.csv", float_format="%.6f")
+        latex = table.to_latex(float_format="%.4f", escape=True, caption=caption or None, label=f"tab:{name}")
+        (target / f"{name}.tex").write_text(latex)
+
+
+def _bootstrap(work: Workspace, part: str) -> tuple[UserBootstrap, np.ndarray]:
+    rows = work.part("test")
+    mask = slice_masks(rows)[part]
+    return UserBootstrap(rows["user"].to_numpy()[mask], rows["label"].to_numpy()[mask]), mask
+
+
+def _test_scores(work: Workspace, name: str) -> np.ndarray:
+    """A system's scores in the order of `work.part("test")`."""
+    scores = work.run(name).scores.set_index("row")["score"]
+    return scores.loc[work.part("test").index].to_numpy()
