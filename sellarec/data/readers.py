@@ -106,7 +106,7 @@ def _ratings_frame(
         bad = np.flatnonzero(~np.isfinite(numbers))
         if len(bad):
             raise SellarecError(
-                f"{path} line {bad[0] + first_line}: {name} {raw[bad[0]]!r} is not a finite number. "
+                f"{path} line {bad[0] + first_line}: {name} '{raw[bad[0]]}' is not a finite number. "
                 "Correct or remove the row."
             )
         frame[name] = numbers

@@ -1,0 +1,206 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from sellarec.backbone.engine import (
+    cut_at_soft_tokens,
+    embed_rows,
+    final_hidden,
+    log_odds,
+    plan_batches,
+    score_rows,
+    without_prefix,
+)
+from sellarec.backbone.language_model import (
+    TokenRow,
+    answer_token_ids,
+    open_language_model,
+    reserved_token_ids,
+)
+from sellarec.backbone.loading import choose_placement
+from sellarec.backbone.lora import LoraSettings, add_lora, merge_lora, save_lora
+from sellarec.errors import SellarecError
+from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, Prompt
+
+
+@pytest.fixture(scope="module")
+def lm(backbone):
+    return open_language_model(str(backbone), "float32")
+
+
+HISTORIES = ["The user likes A.", "The user likes B, C and D.", "", "The user likes a much longer list of films."]
+
+
+@pytest.fixture(scope="module")
+def rows(lm):
+    suffix = " Film {}? Features " + USER + " and " + ITEM + ", " + WARM + ". Answer:"
+    return [lm.tokenize(Prompt(HISTORIES[n % 4], suffix.format("x" * (n % 5 + 1))), SOFT_TOKENS) for n in range(17)]
+
+
+@pytest.fixture(scope="module")
+def soft(lm):
+    table = torch.randn(17, 3, lm.width, generator=torch.Generator().manual_seed(1))
+    return lambda at: {t: table[at, n] for n, t in enumerate(SOFT_TOKENS)}
+
+
+def plain_log_odds(lm, row, vectors):
+    """One row, no cache, full logits: what the engine must equal."""
+    ids = torch.tensor([row.prefix + row.suffix])
+    embeds = lm.embedding(ids).clone()
+    for token, vector in vectors.items():
+        embeds[0, (ids[0] == lm.soft_ids[token]).nonzero().item()] = vector
+    logits = lm.model(inputs_embeds=embeds).logits[0, -1]
+    return (logits[lm.answer_ids[0]] - logits[lm.answer_ids[1]]).item()
+
+
+def test_scores_equal_the_plain_forward_of_one_row(lm, rows, soft):
+    scores = score_rows(lm, rows, soft, token_budget=200)
+    with torch.no_grad():
+        for n, row in enumerate(rows):
+            vectors = {t: v[0] for t, v in soft(np.array([n])).items()}
+            assert scores[n] == pytest.approx(plain_log_odds(lm, row, vectors), abs=2e-6)
+
+
+def test_prefix_cache_budget_and_cut_change_nothing(lm, rows, soft):
+    reference = score_rows(lm, rows, soft)
+    for budget in (1, 64, 10_000):
+        np.testing.assert_allclose(score_rows(lm, rows, soft, token_budget=budget), reference, atol=2e-6)
+    for change in (without_prefix, lambda r: cut_at_soft_tokens(lm, r)):
+        np.testing.assert_allclose(score_rows(lm, [change(r) for r in rows], soft), reference, atol=2e-6)
+
+
+def test_permuting_rows_permutes_scores(lm, rows, soft):
+    order = np.random.default_rng(0).permutation(len(rows))
+    permuted = score_rows(lm, [rows[i] for i in order], lambda at: soft(order[at]))
+    np.testing.assert_allclose(permuted, score_rows(lm, rows, soft)[order], atol=2e-6)
+
+
+def test_gradients_of_soft_tokens_are_the_same_with_and_without_a_cached_prefix(lm, rows, soft):
+    def gradient(change):
+        vectors = {t: v.clone().requires_grad_() for t, v in soft(np.arange(4)).items()}
+        log_odds(lm, [change(r) for r in rows[:4]], vectors).sum().backward()
+        return torch.stack([v.grad for v in vectors.values()])
+
+    full, cut = gradient(without_prefix), gradient(lambda r: cut_at_soft_tokens(lm, r))
+    assert full.abs().min(dim=-1).values.max() > 0
+    torch.testing.assert_close(cut, full, atol=1e-6, rtol=1e-4)
+
+
+def test_raw_yes_is_the_yes_logit(lm, rows, soft):
+    raw = score_rows(lm, rows[:1], soft, raw_yes=True)
+    with torch.no_grad():
+        hidden = final_hidden(lm, rows[:1], soft(np.array([0])))
+    assert raw[0] == pytest.approx((hidden @ lm.answer_head()[0]).item(), abs=1e-6)
+
+
+def test_distillation_is_the_post_norm_state_of_the_last_token(lm):
+    rows = [lm.tokenize(Prompt("", f"Movie: {'abc' * n}")) for n in (1, 4, 2)]
+    found = embed_rows(lm, rows, label="test")
+    with torch.no_grad():
+        for row, vector in zip(rows, found, strict=True):
+            states = lm.model(torch.tensor([row.suffix]), output_hidden_states=True).hidden_states[-1][0, -1]
+            np.testing.assert_allclose(vector, states.numpy(), atol=2e-6)
+
+
+def test_batches_hold_every_row_once_within_the_budget(rows):
+    batches = plan_batches(rows, 120)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(rows)))
+    for batch in batches:
+        prefixes = {rows[i].prefix for i in batch}
+        cost = len(prefixes) * max(map(len, prefixes)) + len(batch) * max(len(rows[i].suffix) for i in batch)
+        assert cost <= 120 or len(batch) == 1
+
+
+def test_answers_are_the_exact_continuations(lm, tokenizer):
+    yes, no = answer_token_ids(tokenizer)
+    assert tokenizer.decode([yes]) == " Yes" and tokenizer.decode([no]) == " No"
+    assert lm.answer_ids == (yes, no)
+
+
+class Confused:
+    """A tokenizer for which both answers begin alike."""
+
+    def __call__(self, text, add_special_tokens=False):
+        return {"input_ids": [1] if text == "Answer:" else [1, 5]}
+
+
+def test_a_tokenizer_that_cannot_tell_yes_from_no_is_refused():
+    with pytest.raises(SellarecError, match="same first token"):
+        answer_token_ids(Confused())
+
+
+def test_soft_tokens_sit_on_reserved_ids_that_no_text_uses(lm):
+    assert len(set(lm.soft_ids.values())) == 3
+    assert {lm.tokenizer.decode([i]) for i in lm.soft_ids.values()} == {"<spare_1>", "<spare_2>", "<spare_3>"}
+    with pytest.raises(SellarecError, match="has 3 reserved vocabulary ids and the soft tokens need 4"):
+        reserved_token_ids(lm.model, lm.tokenizer, 4)
+
+
+def test_long_prompts_lose_their_oldest_text_and_keep_the_soft_tokens(lm, rows):
+    short = dataclasses.replace(lm, max_tokens=len(rows[3].suffix) + 5)
+    suffix = " Features " + USER + ITEM + WARM + "."
+    row = short.tokenize(Prompt("history " * 50, suffix), SOFT_TOKENS)
+    assert len(row) == short.max_tokens
+    assert [row.suffix.count(i) for i in lm.soft_ids.values()] == [1, 1, 1]
+    with pytest.raises(SellarecError, match="exactly once"):
+        lm.tokenize(Prompt("", suffix + USER), SOFT_TOKENS)
+    with pytest.raises(SellarecError, match="max_tokens is 3"):
+        dataclasses.replace(lm, max_tokens=3).tokenize(Prompt("", suffix), SOFT_TOKENS)
+
+
+def test_a_soft_token_typed_into_a_title_is_refused_not_scattered(lm):
+    marker = lm.tokenizer.decode([lm.soft_ids[USER]])
+    with pytest.raises(SellarecError, match="exactly once"):
+        lm.tokenize(Prompt(f"likes {marker}", f" {USER} {ITEM} {WARM}"), SOFT_TOKENS)
+
+
+def test_merged_adapter_equals_base_plus_its_product(backbone, tmp_path):
+    fresh = open_language_model(str(backbone), "float32")
+    before = {n: p.clone() for n, p in fresh.model.named_parameters()}
+    lm = add_lora(fresh, LoraSettings(rank=2, alpha=6, dropout=0.0), seed=0)
+    with torch.no_grad():
+        for name, p in lm.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(generator=torch.Generator().manual_seed(3))
+    row = [TokenRow((), (5, 6, 7))]
+    with torch.no_grad():
+        tuned = log_odds(lm, row)
+    save_lora(lm, tmp_path)
+    weights = {n: p.clone() for n, p in lm.model.named_parameters() if "lora" in n}
+    merged = merge_lora(open_language_model(str(backbone), "float32"), tmp_path)
+    a, b = (
+        next(v for n, v in weights.items() if "layers.0" in n and "q_proj" in n and k in n)
+        for k in ("lora_A", "lora_B")
+    )
+    name = "model.layers.0.self_attn.q_proj.weight"
+    torch.testing.assert_close(merged.model.state_dict()[name], before[name] + 3 * b @ a)
+    with torch.no_grad():
+        torch.testing.assert_close(log_odds(merged, row), tuned, atol=1e-5, rtol=1e-4)
+    assert not any(p.requires_grad for p in merged.model.parameters())
+    assert (tmp_path / "adapter_model.safetensors").stat().st_size < 20_000
+
+
+def test_an_adapter_that_changes_nothing_is_refused(backbone, tmp_path):
+    lm = add_lora(open_language_model(str(backbone), "float32"), LoraSettings(), seed=0)
+    save_lora(lm, tmp_path)
+    with pytest.raises(SellarecError, match="would change nothing"):
+        merge_lora(open_language_model(str(backbone), "float32"), tmp_path)
+
+
+def test_unknown_backbones_dtypes_and_targets_say_what_is_valid(backbone, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SellarecError, match=r"cannot be loaded.*smollm2-135m"):
+        open_language_model(str(tmp_path / "nothing-here"))
+    with pytest.raises(SellarecError, match="no such file"):
+        open_language_model("missing.gguf")
+    with pytest.raises(SellarecError, match="Valid: auto, float32, bfloat16"):
+        choose_placement("fp8")
+    with pytest.raises(SellarecError, match=r"lora.targets 'nowhere'"):
+        add_lora(open_language_model(str(backbone), "float32"), LoraSettings(targets="nowhere"), 0)
+
+
+def test_the_chosen_number_format_comes_with_its_reason():
+    placement = choose_placement()
+    assert placement.device.type in placement.reason and str(placement.dtype).removeprefix("torch.") in placement.reason

@@ -1,0 +1,120 @@
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sellarec import cli
+from sellarec.config import PROFILES, Config, make_config
+from sellarec.errors import SellarecError
+from tests.conftest import SMALL
+
+
+def test_a_profile_is_the_defaults_with_its_changes():
+    assert make_config("full").stage2.dim == 256
+    assert make_config("quick", "ml-100k").evaluation.test_rows == 2000
+    assert make_config("quick", "ml-1m").evaluation.test_rows is None
+    assert make_config("smoke", **{"stage3.rows": 5, "seed": 4}).stage3.rows == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("stage3.rowz", 1, r"'stage3.rowz' is not known. Did you mean 'rows'"),
+        ("sead", 1, r"Did you mean 'seed'"),
+        ("stage3", 1, r"'stage3' is a group. Valid: rows"),
+        ("seed.x", 1, r"'seed' has no parts"),
+        ("stage3.batch", "many", r"'stage3.batch' needs int, not 'many'"),
+        ("stage3.batch", True, r"needs int"),
+        ("stage3.batch", None, r"needs int, not None"),
+        ("prompt.genres", 1, r"needs bool"),
+    ],
+)
+def test_unknown_names_and_wrong_values_are_refused(name, value, message):
+    with pytest.raises(SellarecError, match=message):
+        make_config("smoke", **{name: value})
+
+
+def test_whole_numbers_serve_as_floats_and_none_where_it_is_allowed():
+    config = make_config("smoke", **{"stage3.learning_rate": 1, "stage3.rows": None})
+    assert config.stage3.learning_rate == 1.0 and config.stage3.rows is None
+
+
+def test_every_setting_is_explained_beneath_its_field():
+    import ast
+    import inspect
+
+    for kind in (Config, *(type(getattr(Config(), f.name)) for f in dataclasses.fields(Config))):
+        if dataclasses.is_dataclass(kind):
+            body = ast.parse(inspect.getsource(kind)).body[0].body
+            for field, doc in zip(body[1:-1:2], body[2::2], strict=False):
+                if isinstance(field, ast.AnnAssign):
+                    assert isinstance(doc, ast.Expr) and isinstance(doc.value.value, str), (kind, ast.unparse(field))
+
+
+def test_help_and_profiles_teach(capsys):
+    cli.main([])
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("fetch", "run", "report", "doctor", "sella", "ml-1m", "quick"))
+    for name in PROFILES:
+        cli.main(["profile", name])
+        assert json.loads(capsys.readouterr().out) == dataclasses.asdict(make_config(name))
+
+
+def test_doctor_says_what_is_chosen_and_what_is_missing(capsys):
+    cli.main(["doctor"])
+    text = capsys.readouterr().out
+    assert "number format" in text and "torch" in text
+    assert "missing; get it with: sellarec fetch ml-100k" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rum"], "Did you mean 'run'"),
+        (["run", "selle"], "Did you mean 'sella'"),
+        (["run", "sella", "--profile", "quik"], "Did you mean 'quick'"),
+        (["run", "mf", "--dataset", "nowhere.csv"], "neither a registered name nor"),
+        (["fetch", "ml1m"], "Did you mean 'ml-1m'"),
+        (["profile", "fool"], "Did you mean 'full'"),
+    ],
+)
+def test_bad_words_end_with_one_clear_line(words, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert message in str(stop.value.code) and str(stop.value.code).startswith("sellarec: ")
+
+
+def test_an_unknown_option_gets_the_nearest_one(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "mf", "--stage3.rowz", "3"])
+    assert stop.value.code == 2
+    assert "--stage3.rows" in capsys.readouterr().err
+
+
+def options(small):
+    words = []
+    for name, value in small.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
+
+
+def test_run_prints_metrics_and_the_folder(planted_table, tmp_path, capsys):
+    words = ["run", "mf_bias", "--profile", "smoke", "--dataset", str(planted_table), "--runs", str(tmp_path)]
+    cli.main([*words, *options(SMALL)])
+    out = capsys.readouterr().out
+    assert "test all   AUC 0." in out
+    assert (tmp_path / "planted" / "no-llm" / "mf_bias").is_dir()
+
+
+def test_the_module_runs_as_a_program_and_ctrl_c_is_kind(monkeypatch):
+    done = subprocess.run([sys.executable, "-m", "sellarec.cli", "--help"], capture_output=True, text=True, check=True)
+    assert "usage: sellarec COMMAND" in done.stdout
+
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_doctor", interrupted)
+    with pytest.raises(SystemExit, match="goes on from the last checkpoint"):
+        cli.main(["doctor"])

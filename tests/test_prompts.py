@@ -1,0 +1,70 @@
+import pytest
+
+from sellarec.data.open import open_dataset
+from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, PromptConfig, PromptWriter, natural_title
+
+
+@pytest.fixture(scope="module")
+def data(planted_table):
+    return open_dataset(str(planted_table))
+
+
+@pytest.mark.parametrize(
+    ("raw", "natural"),
+    [
+        ("Matrix, The (1999)", "The Matrix (1999)"),
+        ("Avventura, L' (1960)", "L'Avventura (1960)"),
+        ("Few Good Men, A (1992)", "A Few Good Men (1992)"),
+        ("Good, the Bad (1966)", "Good, the Bad (1966)"),
+        ("Heat (1995)", "Heat (1995)"),
+        ("Bridge, The", "The Bridge"),
+    ],
+)
+def test_a_trailing_article_moves_to_the_front(raw, natural):
+    assert natural_title(raw) == natural
+
+
+def test_the_paper_prompt_is_history_target_and_question(data):
+    writer = PromptWriter(data, PromptConfig.paper())
+    prompt = writer.compose(data.history(5)[:0], 1)
+    assert prompt.text == (
+        f'The user rated these movies highly: none. Will the user like the movie "{data.titles[1]}"? '
+        "Answer Yes or No. Answer:"
+    )
+    two = writer.compose([1, 2], 3).prefix
+    assert two.endswith(f'"{data.titles[1]}", "{data.titles[2]}".')
+
+
+def test_only_the_last_titles_are_listed_oldest_first(data):
+    writer = PromptWriter(data, PromptConfig(history=2, natural_titles=False))
+    prefix = writer.compose([1, 2, 3], 4).prefix
+    assert data.titles[1] not in prefix
+    assert prefix.index(data.titles[2]) < prefix.index(data.titles[3])
+    assert PromptWriter(data, PromptConfig(history=0, user_profile=False)).compose([1], 2).prefix == ""
+
+
+def test_rows_with_equal_histories_share_the_prefix(data):
+    writer = PromptWriter(data, PromptConfig(), SOFT_TOKENS)
+    a, b = writer.compose([1, 2], 3, seen=4, liked=1), writer.compose([1, 2], 5, seen=4, liked=1)
+    assert a.prefix == b.prefix and a.suffix != b.suffix
+    assert "liked 25% of 4 rated movies" in a.prefix
+
+
+def test_a_token_that_is_left_out_takes_its_words_with_it(data):
+    def suffix(*tokens):
+        return PromptWriter(data, PromptConfig(), tokens).compose([], 1).suffix
+
+    assert f"{ITEM}, {WARM}." in suffix(*SOFT_TOKENS)
+    assert "collaborative" not in suffix(ITEM, WARM)
+    assert f"feature is {WARM}." in suffix(USER, WARM)
+    assert "feature" not in suffix()
+
+
+def test_the_users_share_of_likes_counts_earlier_training_rows_only(data):
+    writer = PromptWriter(data, PromptConfig())
+    rows = data.interactions
+    for row in (0, 7, 30, len(rows) - 1, int(data.part("test").index[0])):
+        earlier = rows[(rows["user"] == rows["user"].iat[row]) & (rows["split"] == "train") & (rows.index < row)]
+        liked, seen = int(earlier["label"].sum()), len(earlier)
+        expected = f"liked {100 * liked / seen:.0f}% of {seen} rated" if seen else "is new to movies here"
+        assert expected in writer.write(row).prefix

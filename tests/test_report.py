@@ -1,0 +1,143 @@
+"""The real entry points end to end: papermill executes every notebook, the report is built from what they made."""
+
+import json
+import re
+import shutil
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from sellarec import figures, report
+from sellarec.config import make_config
+from sellarec.errors import SellarecError
+from sellarec.systems.registry import OVERALL
+from tests.conftest import SMALL
+
+NOTEBOOKS = sorted(report.notebooks_folder().glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_thin_clean_and_parameterized(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert sum("parameters" in c.metadata.get("tags", []) for c in code) == 1
+    assert all(not c.outputs and c.execution_count is None for c in code)
+    lines = [line for c in code for line in c.source.splitlines()]
+    assert len(lines) <= 120 and not [line for line in lines if line.lstrip().startswith(("def ", "class ", "for "))]
+    assert notebook.cells[0].source.startswith("# ")
+
+
+@pytest.fixture(scope="module")
+def made(planted_table, llama, tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    index = report.make_report(
+        str(planted_table), str(llama), "smoke", 0, SMALL, runs=root / "runs", reports=root / "reports"
+    )
+    return index.parent
+
+
+def test_the_report_has_a_page_per_notebook_and_every_link_leads_somewhere(made):
+    pages = {p.name for p in made.glob("*.html")}
+    assert pages == {"index.html"} | {f"{n.stem}.html" for n in NOTEBOOKS}
+    for page in made.glob("*.html"):
+        for link in re.findall(r'(?:href|src)="([^"#]+)"', page.read_text()):
+            assert (made / link).is_file(), f"{page.name} → {link}"
+
+
+def test_the_entry_page_says_what_was_scored_how_it_came_out_and_where_from(made):
+    text = (made / "index.html").read_text()
+    assert "stage 1 on 32 and stage 3 on 32 of" in text and "scored on whole users with" in text
+    assert text.count("Plotly.newPlot") == 2
+    assert re.search(r"SeLLa-Rec: AUC 0\.\d{4} \[0\.\d{4}, \d\.\d{4}\]", text)
+    for name in OVERALL:
+        assert f"/{name}/0-" in text
+
+
+def test_executed_notebooks_hold_results_figures_and_no_error(made):
+    for source in NOTEBOOKS:
+        notebook = nbformat.read(made / "notebooks" / source.name, as_version=4)
+        outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
+        assert not [o for o in outputs if o.output_type == "error"]
+        assert (made / f"{source.stem}.html").read_text().count("Plotly.newPlot") == sum(
+            report.PLOTLY_JSON in o.get("data", {}) for o in outputs
+        )
+    assert "stage 1, LoRA" not in (made / "10_overall.html").read_text()  # computed once, by an earlier notebook
+
+
+def test_tables_are_there_as_csv_and_latex_and_agree_with_the_store(made):
+    table = pd.read_csv(made / "tables" / "10_overall.csv", index_col="label")
+    assert table["system"].tolist() == list(OVERALL)
+    latex = (made / "tables" / "10_overall.tex").read_text()
+    assert "\\toprule" in latex and "SeLLa-Rec" in latex
+    run = next((made.parents[1] / "runs" / "planted").glob("*/sella/0-*"))
+    metrics = json.loads((run / "metrics.json").read_text())["test"]["all"]
+    assert table.loc["SeLLa-Rec", "auc"] == pytest.approx(metrics["auc"], abs=1e-6)
+
+
+def test_every_exported_figure_has_data_and_its_scope(made):
+    exported = sorted((made / "figures").glob("*.json"))
+    assert len(exported) >= 9
+    for path in exported:
+        figure = json.loads(path.read_text())
+        assert figure["data"], path.name
+        assert "planted" in figure["layout"]["title"]["subtitle"]["text"], path.name
+
+
+def test_a_second_report_reuses_every_run(made, planted_table, llama, monkeypatch):
+    from sellarec.systems.base import Workspace
+
+    runs = made.parents[1] / "runs"
+    before = {p: p.stat().st_mtime_ns for p in runs.rglob("manifest.json")}
+    work = Workspace(make_config("smoke", str(planted_table), backbone=str(llama), **SMALL), runs)
+    monkeypatch.setattr(Workspace, "_compute", lambda *a: pytest.fail("computed again"))
+    executed = [made / "notebooks" / n.name for n in NOTEBOOKS]
+    report.write_pages(work, made, executed, "smoke")
+    assert before == {p: p.stat().st_mtime_ns for p in runs.rglob("manifest.json")}
+
+
+def test_an_unknown_notebook_parameter_is_an_error(tmp_path):
+    with pytest.raises(SellarecError, match="00_data.ipynb has no parameter 'sead'. Did you mean 'seed'"):
+        report.execute_notebook(NOTEBOOKS[0], tmp_path / "out.ipynb", {"sead": 1})
+
+
+def test_a_failing_cell_is_named_and_the_executed_notebook_kept(tmp_path, planted_table):
+    with pytest.raises(SellarecError, match="00_data.ipynb failed in cell .*SellarecError: profile 'quik'"):
+        report.execute_notebook(NOTEBOOKS[0], tmp_path / "out.ipynb", {"profile": "quik"})
+    assert (tmp_path / "out.ipynb").is_file()
+
+
+def test_without_a_browser_the_report_says_how_to_get_images(made, monkeypatch, tmp_path):
+    shutil.copytree(made / "figures", tmp_path / "figures")
+
+    def no_browser(*args, **kwargs):
+        raise RuntimeError("no Chrome")
+
+    monkeypatch.setattr(report.pio, "write_images", no_browser)
+    assert "needs a Chrome or Chromium" in report.write_images(tmp_path)
+
+
+def test_figures_show_the_tables_numbers():
+    table = pd.DataFrame(
+        {
+            "system": ["mf", "sella"],
+            **{
+                f"{m}{s}": [0.6 + d, 0.7 + d]
+                for m in ("auc", "uauc")
+                for s, d in (("", 0), ("_low", -0.1), ("_high", 0.2))
+            },
+        },
+        index=["MF", "SeLLa-Rec"],
+    )
+    figure = figures.overall_figure(table, "note")
+    assert [t.x[0] for t in figure.data] == pytest.approx([0.6, 0.7, 0.6, 0.7])
+    assert figure.data[0].error_x.array[0] == pytest.approx(0.2)
+    assert figure.data[0].error_x.arrayminus[0] == pytest.approx(0.1)
+    assert {t.marker.color for t in figure.data} == {figures.COLOURS["mf"], figures.COLOURS["sella"]}
+
+
+def test_the_cosine_figure_is_a_share_of_the_items():
+    figure = figures.cosine_figure({"a": np.array([0.5, 0.5, -0.5, 0.9])})
+    assert sum(figure.data[0].y) == pytest.approx(1)

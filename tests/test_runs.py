@@ -1,0 +1,82 @@
+import json
+
+import numpy as np
+import pytest
+
+from sellarec.errors import SellarecError
+from sellarec.runs import Run, RunKey, ensure_run, open_run
+
+
+def key(**changes):
+    base = {
+        "dataset": "d",
+        "backbone": "b/c",
+        "system": "s",
+        "seed": 1,
+        "settings": {"a": 1},
+        "data_hash": "h",
+        "upstream": {},
+    }
+    return RunKey(**{**base, **changes})
+
+
+def compute(run: Run):
+    run.save_tensors("w", {"x": np.arange(3.0), "scalar": np.array(2.0)})
+    run.append_log({"step": 1, "loss": np.float32(0.5)})
+    run.write_json("metrics", {"auc": float("nan"), "n": np.int64(3)})
+
+
+def test_a_run_is_computed_once_and_read_back(tmp_path):
+    calls = []
+    for _ in range(2):
+        run = ensure_run(tmp_path, key(), lambda r: (calls.append(1), compute(r)))
+    assert len(calls) == 1
+    assert run.tensors("w")["x"].tolist() == [0, 1, 2] and run.tensors("w")["scalar"].shape == ()
+    assert run.metrics == {"auc": None, "n": 3} and run.log["loss"].tolist() == [0.5]
+    assert run.config["key"] == key().digest and run.config["settings"] == {"a": 1}
+
+
+@pytest.mark.parametrize("change", [{"settings": {"a": 2}}, {"data_hash": "i"}, {"upstream": {"t": "k"}}, {"seed": 2}])
+def test_whatever_a_run_depends_on_changes_its_key(change):
+    assert key(**change).digest != key().digest
+
+
+def test_names_cannot_leave_the_store_or_collide(tmp_path):
+    folder = key(dataset="../../etc", backbone="/x/y").folder(tmp_path)
+    assert folder.is_relative_to(tmp_path) and len(folder.relative_to(tmp_path).parts) == 4
+    assert ".." not in folder.parts
+    assert key(backbone="a/b").folder(tmp_path) != key(backbone="a_b").folder(tmp_path)
+
+
+def test_an_interrupted_run_is_not_taken_for_a_whole_one_and_keeps_its_work(tmp_path):
+    def half(run):
+        run.save_tensors("checkpoint", {"x": np.zeros(1)})
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensure_run(tmp_path, key(), half)
+    assert not key().folder(tmp_path).exists()
+    found = []
+    ensure_run(tmp_path, key(), lambda run: (found.extend(p.name for p in run.folder.iterdir()), compute(run)))
+    assert "checkpoint.safetensors" in found
+    assert open_run(key().folder(tmp_path)).metrics["n"] == 3
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove", "add", "manifest"])
+def test_a_changed_missing_or_added_file_is_noticed_and_named(tmp_path, damage):
+    folder = ensure_run(tmp_path, key(), compute).folder
+    path = folder / "w.safetensors"
+    if damage == "flip":
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    elif damage == "remove":
+        path.unlink()
+    elif damage == "add":
+        path = folder / "stray.txt"
+        path.write_text("x")
+    else:
+        path = folder / "manifest.json"
+        path.write_text(json.dumps({})[:1])
+    with pytest.raises(SellarecError, match=path.name):
+        ensure_run(tmp_path, key(), compute)

@@ -1,0 +1,215 @@
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from sellarec.analysis.alignment import alignment_cosines
+from sellarec.config import make_config
+from sellarec.data.open import open_dataset
+from sellarec.errors import SellarecError
+from sellarec.evaluation import auc, uauc
+from sellarec.runs import Run
+from sellarec.systems import counting
+from sellarec.systems.base import Workspace
+from sellarec.systems.registry import OVERALL, SYSTEMS, find_system
+from sellarec.systems.sella import HybridModel, load_soft_tokens, standardized
+from sellarec.tables import difference_table, overall_table, pretty, provenance_table, scope, slices_table
+from tests.conftest import SMALL
+
+
+@pytest.mark.parametrize("name", OVERALL)
+def test_every_system_scores_the_same_rows_in_the_unit_interval(small_workspace, name):
+    run = small_workspace.run(name)
+    expected = pd.concat([small_workspace.part("valid"), small_workspace.part("test")])
+    scores = run.scores
+    assert scores["row"].tolist() == expected.index.tolist()
+    assert scores["score"].dtype == np.float32 and scores["score"].between(0, 1).all()
+    test = scores[scores["split"] == "test"]
+    assert run.metrics["test"]["all"]["auc"] == pytest.approx(auc(test["label"], test["score"]))
+
+
+@pytest.mark.parametrize("name", OVERALL)
+def test_one_row_alone_and_unknown_ids_get_the_same_finite_scores(small_workspace, name):
+    system, run = find_system(name), small_workspace.run(name)
+    data = small_workspace.dataset
+    cold = data.part("test").index[~data.part("test")["warm"]].to_numpy()[:3]
+    assert len(cold) == 3
+    together = system.score(small_workspace, run, cold)
+    alone = [system.score(small_workspace, run, cold[n : n + 1])[0] for n in range(3)]
+    assert np.isfinite(together).all()
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+
+
+def test_counting_is_the_hand_computed_mean(small_workspace):
+    data = small_workspace.dataset
+    train, row = data.part("train"), data.part("test").index[0]
+    user, item = data.interactions.loc[row, ["user", "item"]]
+    prior = train["label"].mean()
+    means = [
+        (train.loc[train[c] == i, "label"].sum() + 5 * prior) / ((train[c] == i).sum() + 5)
+        for c, i in (("user", user), ("item", item))
+    ]
+    found = counting.score(small_workspace, small_workspace.run("counting"), np.array([row]))
+    assert found[0] == pytest.approx(sum(means) / 2)
+
+
+def test_counting_on_movielens_1m_is_the_documented_figure(ml_1m_folder, tmp_path, cache_folder):
+    from sellarec.data import sources
+
+    sources.fetch("ml-1m", ml_1m_folder)
+    found = Workspace(make_config("quick", "ml-1m"), tmp_path).run("counting").metrics["test"]["all"]
+    assert (round(found["auc"], 4), round(found["uauc"], 4)) == (0.7317, 0.6816)
+    assert found["users"] == 224
+
+
+def test_biases_find_the_planted_taste_no_worse_than_chance(planted_table, tmp_path):
+    changes = {**SMALL, "stage2.epochs": 150, "stage2.learning_rate": 1e-2, "evaluation.test_rows": None}
+    work = Workspace(make_config("smoke", str(planted_table), **changes), tmp_path)
+    assert work.run("mf").metrics["test"]["warm"]["auc"] > 0.75
+
+
+def test_stage_3_trains_what_table_1_says_and_nothing_else(small_workspace):
+    """Table 1: embeddings and both projections are trained; the language model and its adapter are frozen."""
+    work = small_workspace
+    lm = work.tuned_model
+    before = {n: p.clone() for n, p in lm.model.named_parameters()}
+    soft = load_soft_tokens(work, work.run("sella"))
+    rows = work.part("valid").index.to_numpy()[:6]
+    model = HybridModel(lm, soft, work, rows)
+    model(np.arange(6)).sum().backward()
+    trained = {n.split(".")[1] for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"mf", "semantic", "collab_projection", "warm_projection"}
+    for name in ("mf.user_embedding", "mf.item_embedding", "semantic", "warm_projection"):
+        assert model.get_parameter(f"soft.{name}.weight").grad.abs().sum() > 0, name
+    assert model.soft.mf.user_bias.grad.abs().sum() > 0 and model.soft.mf.item_bias.grad.abs().sum() > 0
+    assert not any(p.requires_grad or p.grad is not None for p in lm.model.parameters())
+    assert all(torch.equal(p, before[n]) for n, p in lm.model.named_parameters())
+
+
+def test_stage_3_moved_every_trainable_table(small_workspace):
+    aligned = small_workspace.run("sella_collab").tensors("aligned")
+    final = small_workspace.run("sella").tensors("soft_tokens")
+    for before, after in (
+        ("mf.item_embedding.weight", "mf.item_embedding.weight"),
+        ("mf.item_bias", "mf.item_bias"),
+        ("semantic.weight", "semantic.weight"),
+        ("projection.layers.0.weight", "collab_projection.layers.0.weight"),
+    ):
+        assert not np.array_equal(aligned[before], final[after]), after
+
+
+def test_soft_tokens_start_at_the_scale_of_word_embeddings(small_workspace):
+    work = small_workspace
+    from sellarec.systems.mf import training_ids
+    from sellarec.systems.sella import _new_soft_tokens
+
+    lm = work.tuned_model
+    users, items = training_ids(work.dataset)
+    n = min(len(users), len(items))
+    with torch.no_grad():
+        vectors = _new_soft_tokens(work, lm)(users[:n], items[:n])
+    for token, v in vectors.items():
+        assert v.norm(dim=1).mean().item() == pytest.approx(lm.token_norm(), rel=1e-4), token
+
+
+def test_the_bias_reaches_the_soft_tokens(small_workspace):
+    work = small_workspace
+    soft = load_soft_tokens(work, work.run("sella"))
+    user = item = torch.tensor([1])
+    with torch.no_grad():
+        before = soft(user, item)
+        soft.mf.item_bias[1] += 1
+        after = soft(user, item)
+    assert [not torch.equal(before[t], after[t]) for t in before] == [False, True, False]
+
+
+def test_standardized_vectors_have_no_common_direction_and_unit_size():
+    table = standardized(np.random.default_rng(0).normal(5, 3, (50, 8)).astype(np.float32))
+    np.testing.assert_allclose(table.mean(axis=0), 0, atol=1e-5)
+    assert np.sqrt((table**2).mean()) == pytest.approx(1, abs=1e-5)
+
+
+def test_alignment_brings_own_vectors_nearer_than_others(planted_table, llama, tmp_path):
+    changes = {**SMALL, "stage2.epochs": 60, "stage2.patience": 60, "stage2.learning_rate": 1e-2}
+    work = Workspace(make_config("smoke", str(planted_table), backbone=str(llama), **changes), tmp_path)
+    cosines = {k: v.mean() for k, v in alignment_cosines(work).items()}
+    assert cosines["own, trained"] > cosines["another item's"] + 0.3
+
+
+def test_runs_are_reused_and_a_changed_setting_renews_only_what_depends_on_it(small_workspace, monkeypatch):
+    small_workspace.run("sella")
+    monkeypatch.setattr(Workspace, "_compute", lambda self, system, run: pytest.fail(f"computed {system.name} again"))
+    again = Workspace(small_workspace.config, small_workspace.root)
+    assert all(again.is_done(name) for name in OVERALL)
+    changed = dataclasses.replace(
+        small_workspace.config, stage3=dataclasses.replace(small_workspace.config.stage3, learning_rate=5e-4)
+    )
+    other = Workspace(changed, small_workspace.root)
+    assert other.is_done("sella_collab") and other.is_done("tallrec") and not other.is_done("sella")
+
+
+def test_the_same_run_twice_gives_the_same_bytes(planted_table, llama, tmp_path):
+    config = make_config("smoke", str(planted_table), backbone=str(llama), **SMALL)
+    manifests = [Workspace(config, tmp_path / n).run("sella").folder / "manifest.json" for n in "ab"]
+    assert manifests[0].read_bytes() == manifests[1].read_bytes()
+
+
+def test_a_kill_between_training_and_scoring_does_not_train_again(planted_table, tmp_path):
+    work = Workspace(make_config("smoke", str(planted_table), **SMALL), tmp_path)
+    calls = []
+
+    def fit(w, run: Run):
+        calls.append("fit")
+
+    def die(w, run, rows):
+        calls.append("score")
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return np.linspace(0, 1, len(rows))
+
+    system = dataclasses.replace(SYSTEMS["counting"], fit=fit, score=die)
+    SYSTEMS["counting"] = system
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work.run("counting")
+        work.run("counting")
+    finally:
+        SYSTEMS["counting"] = counting.SYSTEM
+    assert calls == ["fit", "score", "score"]
+
+
+def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace):
+    overall = overall_table(small_workspace)
+    assert overall["system"].tolist() == list(OVERALL)
+    known = overall.dropna(subset=["auc_low"])
+    assert (known["auc_low"] <= known["auc"]).all() and (known["auc"] <= known["auc_high"]).all()
+    differences = difference_table(small_workspace)
+    sella, mf = (overall.loc[overall["system"] == n, "auc"].item() for n in ("sella", "mf"))
+    assert differences.loc["MF", "auc"] == pytest.approx(sella - mf)
+    assert set(differences["auc_verdict"]) <= {"better", "worse", "undecided"}
+    assert pretty(overall).shape == (len(OVERALL), 2)
+    assert "scored on whole users with" in scope(small_workspace) and "32 of" in scope(small_workspace)
+    assert slices_table(small_workspace).columns.get_level_values(0)[0].startswith("all (")
+    assert (
+        provenance_table(small_workspace, ["sella"])["run"].item().endswith(small_workspace.run("sella").config["key"])
+    )
+    with pytest.raises(ValueError, match="none of"):
+        overall_table(small_workspace, part="hot")
+
+
+def test_unknown_systems_get_the_nearest_name():
+    with pytest.raises(SellarecError, match="Did you mean 'tallrec'"):
+        find_system("talrec")
+
+
+def test_uauc_in_the_metrics_counts_users_once(small_workspace):
+    test = small_workspace.run("mf").scores.query("split == 'test'")
+    found = small_workspace.run("mf").metrics["test"]["all"]["uauc"]
+    assert found == pytest.approx(uauc(test["user"], test["label"], test["score"]))
+
+
+def test_the_dataset_of_a_path_that_is_none_is_explained():
+    with pytest.raises(SellarecError, match="neither a registered name nor"):
+        open_dataset("nowhere.csv")

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import sellarec.training as training
+from sellarec.errors import SellarecError
+from sellarec.training import TrainConfig, train, trainable_state
+
+
+class Linear(nn.Module):
+    """Logistic regression with dropout, so that the random state matters; holds a frozen parameter too."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+        self.layer = nn.Linear(x.shape[1], 1)
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+
+    def forward(self, positions):
+        return self.layer(nn.functional.dropout(self.x[positions], 0.2, self.training))[:, 0]
+
+
+@pytest.fixture
+def problem():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(64, 4)).astype(np.float32)
+    return torch.from_numpy(x), (x[:, 0] > 0).astype(int)
+
+
+CONFIG = TrainConfig(epochs=2, batch=8, learning_rate=0.1, evaluations=4, checkpoint_seconds=0.0)
+
+
+def run(problem, folder, config=CONFIG, model=None, **options):
+    x, y = problem
+    torch.manual_seed(5)
+    model = model or Linear(x)
+    log = []
+
+    def validate():
+        with torch.no_grad():
+            return y, model(np.arange(64)).numpy()
+
+    folder.mkdir(exist_ok=True)
+    best = train(model, y, np.arange(64) + 1000, validate, config, 0, folder, log=log.append, **options)
+    return model, best, log
+
+
+def test_training_learns_keeps_the_best_and_leaves_no_scratch_files(problem, tmp_path):
+    model, best, log = run(problem, tmp_path)
+    evaluations = [e["valid_auc"] for e in log if "valid_auc" in e]
+    assert best == max(evaluations) > 0.9 and len(evaluations) == 4
+    assert [e["step"] for e in log if "loss" in e] == list(range(1, 17))
+    assert list(tmp_path.iterdir()) == []
+    assert set(trainable_state(model)) == {"layer.weight", "layer.bias"}
+
+
+@pytest.mark.parametrize("killed_at", [1, 7, 11])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(problem, tmp_path, monkeypatch, killed_at):
+    whole, best, log = run(problem, tmp_path / "whole")
+    saves = []
+    save = training._save_checkpoint
+
+    def save_then_die(accelerator, checkpoint):
+        save(accelerator, checkpoint)
+        saves.append(1)
+        if len(saves) == killed_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_save_checkpoint", save_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(problem, tmp_path / "killed")
+    resumed, best_again, log_again = run(problem, tmp_path / "killed")
+    assert len(saves) == 16
+    assert best_again == best and log_again == log
+    for name, value in trainable_state(whole).items():
+        assert torch.equal(value, trainable_state(resumed)[name])
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(problem, tmp_path, monkeypatch):
+    whole, _, log = run(problem, tmp_path / "whole")
+    saved = []
+
+    def die_half_way(tensors, path):
+        if "checkpoint.new" in str(path):
+            saved.append(path)
+            if len(saved) == 5:
+                path.write_bytes(b"half")
+                raise KeyboardInterrupt
+        save_file(tensors, path)
+
+    monkeypatch.setattr(training, "save_file", die_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        run(problem, tmp_path / "killed")
+    resumed, _, log_again = run(problem, tmp_path / "killed")
+    assert log_again == log
+    assert torch.equal(trainable_state(whole)["layer.weight"], trainable_state(resumed)["layer.weight"])
+
+
+def test_accumulated_steps_equal_whole_ones(problem, tmp_path):
+    x, _ = problem
+
+    class Plain(Linear):
+        def forward(self, positions):
+            return self.layer(self.x[positions])[:, 0]
+
+    torch.manual_seed(1)
+    first, second = Plain(x), Plain(x)
+    second.load_state_dict(first.state_dict())
+    run(problem, tmp_path / "a", TrainConfig(batch=16, evaluations=1), first)
+    run(problem, tmp_path / "b", TrainConfig(batch=16, evaluations=1, accumulate=4), second)
+    torch.testing.assert_close(first.layer.weight, second.layer.weight, atol=1e-6, rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_rows_and_advice(problem, tmp_path):
+    x, y = problem
+    broken = x.clone()
+    broken[17] = float("nan")
+    with pytest.raises(SellarecError, match=r"the loss is nan at step \d+, rows \[.*1017.*\].*Lower the learning rate"):
+        run((broken, y), tmp_path)
