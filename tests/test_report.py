@@ -99,12 +99,12 @@ def test_a_second_report_reuses_every_run(made, planted_table, llama, monkeypatc
 
 
 def test_an_unknown_notebook_parameter_is_an_error(tmp_path):
-    with pytest.raises(SellarecError, match="00_data.ipynb has no parameter 'sead'. Did you mean 'seed'"):
+    with pytest.raises(SellarecError, match=r"00_data.ipynb has no parameter 'sead'. Did you mean 'seed'"):
         report.execute_notebook(NOTEBOOKS[0], tmp_path / "out.ipynb", {"sead": 1})
 
 
 def test_a_failing_cell_is_named_and_the_executed_notebook_kept(tmp_path, planted_table):
-    with pytest.raises(SellarecError, match="00_data.ipynb failed in cell .*SellarecError: profile 'quik'"):
+    with pytest.raises(SellarecError, match=r"00_data.ipynb failed in cell .*SellarecError: profile 'quik'"):
         report.execute_notebook(NOTEBOOKS[0], tmp_path / "out.ipynb", {"profile": "quik"})
     assert (tmp_path / "out.ipynb").is_file()
 
@@ -120,17 +120,9 @@ def test_without_a_browser_the_report_says_how_to_get_images(made, monkeypatch, 
 
 
 def test_figures_show_the_tables_numbers():
-    table = pd.DataFrame(
-        {
-            "system": ["mf", "sella"],
-            **{
-                f"{m}{s}": [0.6 + d, 0.7 + d]
-                for m in ("auc", "uauc")
-                for s, d in (("", 0), ("_low", -0.1), ("_high", 0.2))
-            },
-        },
-        index=["MF", "SeLLa-Rec"],
-    )
+    spread = {"": 0, "_low": -0.1, "_high": 0.2}
+    columns = {f"{m}{s}": [0.6 + d, 0.7 + d] for m in ("auc", "uauc") for s, d in spread.items()}
+    table = pd.DataFrame({"system": ["mf", "sella"], **columns}, index=["MF", "SeLLa-Rec"])
     figure = figures.overall_figure(table, "note")
     assert [t.x[0] for t in figure.data] == pytest.approx([0.6, 0.7, 0.6, 0.7])
     assert figure.data[0].error_x.array[0] == pytest.approx(0.2)
