@@ -77,6 +77,11 @@ class Run:
         path = self.folder / "log.jsonl"
         return pd.read_json(path, lines=True) if path.is_file() and path.stat().st_size else pd.DataFrame()
 
+    @property
+    def partial_scores(self) -> Path | None:
+        """Where scoring may keep its work; None for a finished run, which nobody writes to."""
+        return None if (self.folder / MANIFEST).exists() else self.folder / "partial.npy"
+
     def tensors(self, name: str) -> dict[str, np.ndarray]:
         return load_file(self.folder / f"{name}.safetensors")
 

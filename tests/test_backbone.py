@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sellarec.backbone import engine
 from sellarec.backbone.engine import (
     cut_at_soft_tokens,
     embed_rows,
@@ -69,6 +70,28 @@ def test_prefix_cache_budget_and_cut_change_nothing(lm, rows, soft):
         np.testing.assert_allclose(score_rows(lm, rows, soft, token_budget=budget), reference, atol=2e-6)
     for change in (without_prefix, lambda r: cut_at_soft_tokens(lm, r)):
         np.testing.assert_allclose(score_rows(lm, [change(r) for r in rows], soft), reference, atol=2e-6)
+
+
+def test_killed_scoring_goes_on_with_the_same_bytes(lm, rows, soft, tmp_path, monkeypatch):
+    whole = score_rows(lm, rows, soft, token_budget=100)
+    monkeypatch.setattr(engine, "SAVE_SECONDS", 0.0)
+    asked = []
+
+    def dying(at):
+        asked.append(at)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return soft(at)
+
+    with pytest.raises(KeyboardInterrupt):
+        score_rows(lm, rows, dying, token_budget=100, resume=tmp_path / "partial.npy")
+    resumed = []
+    again = score_rows(
+        lm, rows, lambda at: (resumed.append(at), soft(at))[1], token_budget=100, resume=tmp_path / "partial.npy"
+    )
+    np.testing.assert_array_equal(again, whole)
+    assert len(resumed) == len(plan_batches(rows, 100)) - 3
+    assert not list(tmp_path.iterdir())
 
 
 def test_permuting_rows_permutes_scores(lm, rows, soft):

@@ -6,7 +6,9 @@ share a prefix share its computation; the prefix needs no gradient, because noth
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +18,12 @@ from torch import Tensor
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.progress import Progress
 from sellarec.prompts import SOFT_TOKENS
+
+TOKEN_BUDGET = 2048
+"""Padded tokens in one batch. On a 2-core CPU 2,048 scored 1.4 times as many rows a second as 8,192 (bf16, 135M)."""
+
+SAVE_SECONDS = 30.0
+"""Partial scores are written this often."""
 
 SoftVectors = Callable[[np.ndarray], dict[str, Tensor]]
 """Positions of rows (B,) → for each soft token its vectors, shape (B, d_L), float32."""
@@ -64,32 +72,46 @@ def score_rows(
     rows: Sequence[TokenRow],
     soft: SoftVectors | None = None,
     *,
-    token_budget: int = 4096,
+    token_budget: int = TOKEN_BUDGET,
     raw_yes: bool = False,
     label: str = "scoring",
+    resume: Path | None = None,
 ) -> np.ndarray:
     """Score every row: log-odds of Yes against No, or the raw Yes logit (CoLLM's rule) if `raw_yes`.
 
     Args:
         soft: Gives the soft vectors of the rows at the given positions.
         token_budget: Upper bound of padded tokens in one batch; it bounds the memory.
+        resume: A file that keeps the scores so far, every half minute; a second call with it goes on from there.
 
     Returns:
         Shape (n,), float32, in the order of `rows`.
     """
     direction = lm.answer_head()[0] if raw_yes else lm.answer_head()[0] - lm.answer_head()[1]
-    scores = np.empty(len(rows), dtype=np.float32)
-    with Progress(label, len(rows)) as progress:
+    scores = np.full(len(rows), np.nan, dtype=np.float32)
+    if resume and resume.exists():
+        scores = np.load(resume)
+    saved = time.monotonic()
+    with Progress(label, len(rows), done=int(np.isfinite(scores).sum())) as progress:
         for batch in plan_batches(rows, token_budget):
+            if np.isfinite(scores[batch]).all():
+                continue
             vectors = soft(batch) if soft else None
             hidden = final_hidden(lm, [rows[i] for i in batch], vectors)
             scores[batch] = (hidden @ direction).cpu().numpy()
             progress.advance(len(batch))
+            if resume and time.monotonic() - saved > SAVE_SECONDS:
+                _save_whole(scores, resume)
+                saved = time.monotonic()
+    if resume:
+        resume.unlink(missing_ok=True)
     return scores
 
 
 @torch.inference_mode()
-def embed_rows(lm: LanguageModel, rows: Sequence[TokenRow], *, token_budget: int = 4096, label: str) -> np.ndarray:
+def embed_rows(
+    lm: LanguageModel, rows: Sequence[TokenRow], *, token_budget: int = TOKEN_BUDGET, label: str
+) -> np.ndarray:
     """The final hidden state of every row, shape (n, d_L), float32."""
     out = np.empty((len(rows), lm.width), dtype=np.float32)
     with Progress(label, len(rows), "items") as progress:
@@ -122,6 +144,13 @@ def plan_batches(rows: Sequence[TokenRow], token_budget: int) -> list[np.ndarray
         batches[-1].append(i)
         prefixes, longest_prefix, longest_suffix = prefixes + new, p, s
     return [np.array(b) for b in batches if b]
+
+
+def _save_whole(scores: np.ndarray, path: Path) -> None:
+    """Write beside the old file, then swap: a kill never leaves a half-written one."""
+    fresh = path.with_suffix(".new.npy")
+    np.save(fresh, scores)
+    fresh.replace(path)
 
 
 def without_prefix(row: TokenRow) -> TokenRow:

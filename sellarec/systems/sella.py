@@ -6,6 +6,8 @@ projection reads; semantic embeddings are centred and scaled to unit root mean s
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -145,9 +147,9 @@ class HybridModel(nn.Module):
     def vectors(self, positions: np.ndarray) -> dict[str, Tensor]:
         return self.soft(self._user[positions], self._item[positions])
 
-    def score(self, raw_yes: bool = False, label: str = "scoring") -> np.ndarray:
+    def score(self, raw_yes: bool = False, label: str = "scoring", resume: Path | None = None) -> np.ndarray:
         """Log-odds of all rows, shape (n,)."""
-        return score_rows(self._lm, self.token_rows, self.vectors, raw_yes=raw_yes, label=label)
+        return score_rows(self._lm, self.token_rows, self.vectors, raw_yes=raw_yes, label=label, resume=resume)
 
 
 def _new_soft_tokens(work: Workspace, lm: LanguageModel) -> SoftTokens:
@@ -194,7 +196,7 @@ def load_soft_tokens(work: Workspace, run: Run) -> SoftTokens:
 
 def _score_hybrid(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     model = HybridModel(work.tuned_model, load_soft_tokens(work, run), work, rows)
-    return sigmoid(model.score(work.config.evaluation.raw_yes, "SeLLa-Rec, scoring"))
+    return sigmoid(model.score(work.config.evaluation.raw_yes, "SeLLa-Rec, scoring", run.partial_scores))
 
 
 def _semantic_table(work: Workspace) -> Tensor:

@@ -62,17 +62,17 @@ def _fit_stage1(work: Workspace, run: Run) -> None:
     save_lora(lm, run.folder / "adapter")
 
 
-def _score_with(work: Workspace, lm: LanguageModel, rows: np.ndarray, label: str) -> np.ndarray:
-    raw_yes = work.config.evaluation.raw_yes
-    return sigmoid(score_rows(lm, text_rows(work, lm, rows), raw_yes=raw_yes, label=label))
+def _score_with(work: Workspace, lm: LanguageModel, run: Run, rows: np.ndarray, label: str) -> np.ndarray:
+    prompts, raw_yes = text_rows(work, lm, rows), work.config.evaluation.raw_yes
+    return sigmoid(score_rows(lm, prompts, raw_yes=raw_yes, label=label, resume=run.partial_scores))
 
 
 def _score_tuned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
-    return _score_with(work, merge_lora(work.fresh_model(), run.folder / "adapter"), rows, "TALLRec, scoring")
+    return _score_with(work, merge_lora(work.fresh_model(), run.folder / "adapter"), run, rows, "TALLRec, scoring")
 
 
 def _score_untuned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
-    return _score_with(work, work.base_model, rows, "zero-shot, scoring")
+    return _score_with(work, work.base_model, run, rows, "zero-shot, scoring")
 
 
 ZERO_SHOT = System(
