@@ -24,19 +24,19 @@ SPLIT_COLOURS = {"train": "#0072B2", "valid": "#E69F00", "test": "#D55E00"}
 _LAYOUT = {
     "template": "plotly_white",
     "font": {"family": "system-ui, sans-serif", "size": 14},
-    "margin": {"l": 70, "r": 20, "t": 70, "b": 60},
-    "title": {"x": 0, "xref": "paper", "font": {"size": 17}},
+    "margin": {"l": 70, "r": 40, "t": 90, "b": 60},
+    "modebar": {"orientation": "v"},
 }
 
 
 def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
-    """Dots with intervals, best on top is left to the reader: rows keep the table's order.
+    """AUC and UAUC as dots with their intervals, in the table's order.
 
     Args:
         table: As `tables.overall_table` gives it.
         note: Written under the title; say there what was trained and scored.
     """
-    figure = make_subplots(cols=2, rows=1, shared_yaxes=True, subplot_titles=("AUC", "UAUC"), horizontal_spacing=0.06)
+    figure = make_subplots(cols=2, rows=1, shared_yaxes=True, horizontal_spacing=0.06)
     labels = list(table.index)[::-1]
     for col, metric in enumerate(("auc", "uauc"), start=1):
         for label, line in table.iterrows():
@@ -70,14 +70,15 @@ def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
                 col=col,
             )
         figure.add_vline(x=0.5, line={"dash": "dot", "color": "#888888"}, row=1, col=col)
+        figure.update_xaxes(title_text=metric.upper(), row=1, col=col)
     figure.update_yaxes(categoryorder="array", categoryarray=labels, automargin=True)
-    figure.update_layout(**_LAYOUT, height=120 + 42 * len(labels), legend={"orientation": "h", "y": -0.12})
-    return _titled(figure, "How well each system tells likes from dislikes (95 % user-bootstrap intervals)", note)
+    figure.update_layout(**_LAYOUT, height=190 + 40 * len(labels), legend={"orientation": "h", "y": -0.25})
+    return _titled(figure, "How well each system tells likes from dislikes", note)
 
 
 def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
     """Paired differences to the other systems with intervals, as `tables.difference_table` gives them."""
-    figure = make_subplots(cols=2, rows=1, shared_yaxes=True, subplot_titles=("ΔAUC", "ΔUAUC"), horizontal_spacing=0.06)
+    figure = make_subplots(cols=2, rows=1, shared_yaxes=True, horizontal_spacing=0.06)
     for col, metric in enumerate(("auc", "uauc"), start=1):
         figure.add_scatter(
             x=table[metric],
@@ -96,11 +97,10 @@ def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
             col=col,
         )
         figure.add_vline(x=0, line={"dash": "dot", "color": "#888888"}, row=1, col=col)
+        figure.update_xaxes(title_text=f"Δ{metric.upper()}", row=1, col=col)
     figure.update_yaxes(categoryorder="array", categoryarray=list(table.index)[::-1], automargin=True)
-    figure.update_layout(**_LAYOUT, height=120 + 42 * len(table))
-    return _titled(
-        figure, "SeLLa-Rec minus each other system (paired 95 % intervals; right of 0: SeLLa-Rec is better)", note
-    )
+    figure.update_layout(**_LAYOUT, height=190 + 40 * len(table))
+    return _titled(figure, "SeLLa-Rec minus each other system (right of 0: SeLLa-Rec is better)", note)
 
 
 def timeline_figure(interactions: pd.DataFrame, note: str = "") -> go.Figure:
@@ -168,7 +168,8 @@ def training_figure(log: pd.DataFrame, title: str, x: str = "step", note: str = 
     )
     figure.update_layout(**_LAYOUT, xaxis_title=x, height=360, legend={"orientation": "h", "y": -0.25})
     figure.update_yaxes(title_text="loss", secondary_y=False)
-    figure.update_yaxes(title_text="AUC", secondary_y=True, showgrid=False)
+    auc_range = [min(0.45, valid["valid_auc"].min() - 0.02), max(0.8, valid["valid_auc"].max() + 0.02)]
+    figure.update_yaxes(title_text="AUC", range=auc_range, secondary_y=True, showgrid=False)
     return _titled(figure, title, note)
 
 
@@ -206,4 +207,5 @@ def export_figure(figure: go.Figure, name: str, folder: str | Path | None) -> go
 
 def _titled(figure: go.Figure, title: str, note: str) -> go.Figure:
     subtitle = {"subtitle": {"text": note, "font": {"size": 12, "color": "#666666"}}} if note else {}
-    return figure.update_layout(title={"text": title, **subtitle})
+    place = {"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 12}, "font": {"size": 17}}
+    return figure.update_layout(title={"text": title, **place, **subtitle})

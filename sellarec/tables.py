@@ -119,7 +119,7 @@ def scope(work: Workspace) -> str:
 
 def pretty(table: pd.DataFrame) -> pd.DataFrame:
     """The overall table as people read it: "0.731 [0.712, 0.750]", without the technical columns."""
-    out = pd.DataFrame(index=table.index)
+    out = pd.DataFrame(index=table.index.rename(None))
     for metric in ("auc", "uauc"):
         signed = "+.4f" if f"{metric}_verdict" in table else ".4f"
         out[metric.upper()] = [
