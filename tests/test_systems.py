@@ -102,11 +102,11 @@ def test_stage_3_moved_every_trainable_table(small_workspace):
 
 def test_soft_tokens_start_at_the_scale_of_word_embeddings(small_workspace):
     work = small_workspace
-    from sellarec.systems.mf import training_ids
-    from sellarec.systems.sella import _new_soft_tokens
+    from sellarec.systems.mf import distinct_ids
+    from sellarec.systems.sella import _new_soft_tokens, stage2_rows
 
     lm = work.tuned_model
-    users, items = training_ids(work.dataset)
+    users, items = distinct_ids(stage2_rows(work))
     n = min(len(users), len(items))
     with torch.no_grad():
         vectors = _new_soft_tokens(work, lm)(users[:n], items[:n])

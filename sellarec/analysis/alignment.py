@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from sellarec.systems.base import Workspace
-from sellarec.systems.mf import training_ids
-from sellarec.systems.sella import aligned_parts
+from sellarec.systems.mf import distinct_ids
+from sellarec.systems.sella import aligned_parts, stage2_rows
 
 
 def alignment_cosines(work: Workspace, seed: int = 0) -> dict[str, np.ndarray]:
@@ -18,7 +18,7 @@ def alignment_cosines(work: Workspace, seed: int = 0) -> dict[str, np.ndarray]:
         language model gave; "another item's": to a random other item's trained vector, the null.
     """
     mf, projection, semantic = aligned_parts(work)
-    _, items = training_ids(work.dataset)
+    _, items = distinct_ids(stage2_rows(work))
     distilled = torch.from_numpy(work.run("semantic").tensors("semantic")["semantic"])
     shift = int(np.random.default_rng(seed).integers(1, len(items)))
     with torch.inference_mode():

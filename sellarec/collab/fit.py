@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
@@ -47,6 +48,9 @@ class CollabConfig:
     """InfoNCE temperature (paper tau)."""
     symmetric: bool = True
     """Align in both directions."""
+    hold_out: bool = True
+    """Ours: leave the rows on which stage 3 is trained out of stage 2. Vectors that have memorised a row's label teach
+    stage 3 to trust them too much. Has no effect when stage 3 takes all rows (paper)."""
 
 
 def fit_collab(
@@ -55,6 +59,7 @@ def fit_collab(
     config: CollabConfig,
     seed: int,
     *,
+    train_rows: pd.DataFrame | None = None,
     extra_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     extra_parameters: list[nn.Parameter] | None = None,
     log: Log = lambda entry: None,
@@ -64,6 +69,7 @@ def fit_collab(
 
     Args:
         model: Maps ids (B,), (B,) to log-odds (B,).
+        train_rows: Interactions to train on; None takes the whole training part.
         extra_loss: Added to each batch's loss, given its users and items; reads `extra_parameters`.
         extra_parameters: Trained alongside, without weight decay.
         log: Called with one dict per epoch.
@@ -74,7 +80,8 @@ def fit_collab(
     Raises:
         SellarecError: a loss is not finite.
     """
-    train, valid = (_tensors(dataset, split) for split in ("train", "valid"))
+    train_rows = dataset.part("train") if train_rows is None else train_rows
+    train, valid = _tensors(train_rows), _tensors(dataset.part("valid"))
     loss_of = {"bce": binary_cross_entropy_with_logits, "mse": mse_loss}.get(config.loss)
     if loss_of is None:
         raise SellarecError(f"stage2.loss '{config.loss}' is not known. Valid: bce, mse.")
@@ -113,7 +120,6 @@ def fit_collab(
     return best
 
 
-def _tensors(dataset: Dataset, split: str) -> tuple[Tensor, Tensor, Tensor]:
-    part = dataset.part(split)
+def _tensors(part: pd.DataFrame) -> tuple[Tensor, Tensor, Tensor]:
     user, item = (torch.from_numpy(part[c].to_numpy().astype(np.int64)) for c in ("user", "item"))
     return user, item, torch.from_numpy(part["label"].to_numpy().astype(np.float32))

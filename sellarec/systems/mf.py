@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import torch
 
 from sellarec.collab.fit import CollabConfig, fit_collab
@@ -21,10 +22,9 @@ def new_mf(dataset: Dataset, config: CollabConfig, seed: int) -> MatrixFactoriza
     return MatrixFactorization(dataset.n_users, dataset.n_items, config.dim, bias=config.bias, init_std=config.init_std)
 
 
-def training_ids(dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """The distinct users and items of the training part, int64."""
-    train = dataset.part("train")
-    return tuple(torch.from_numpy(np.unique(train[c]).astype(np.int64)) for c in ("user", "item"))
+def distinct_ids(rows: pd.DataFrame) -> tuple[torch.Tensor, torch.Tensor]:
+    """The distinct users and items of some interactions, int64."""
+    return tuple(torch.from_numpy(np.unique(rows[c]).astype(np.int64)) for c in ("user", "item"))
 
 
 def mf_log_odds(model: MatrixFactorization, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
@@ -36,8 +36,8 @@ def mf_log_odds(model: MatrixFactorization, dataset: Dataset, rows: np.ndarray) 
 
 
 def _plain(config: Config, bias: bool) -> CollabConfig:
-    """Stage-2 settings without the alignment. Its three fields are reset so that they do not split equal runs."""
-    unused = {f: CollabConfig.__dataclass_fields__[f].default for f in ("temperature", "symmetric")}
+    """Stage-2 settings without the alignment. What it does not use is reset, so that equal runs stay one."""
+    unused = {f: CollabConfig.__dataclass_fields__[f].default for f in ("temperature", "symmetric", "hold_out")}
     return dataclasses.replace(config.stage2, bias=bias, alignment=0.0, **unused)
 
 
@@ -46,7 +46,7 @@ def _system(name: str, label: str, bias: bool) -> System:
         settings = _plain(work.config, bias)
         model = new_mf(work.dataset, settings, work.config.seed)
         fit_collab(model, work.dataset, settings, work.config.seed, log=run.append_log, label=label)
-        model.forget_unseen(*training_ids(work.dataset))
+        model.forget_unseen(*distinct_ids(work.dataset.part("train")))
         run.save_tensors("mf", {k: v.numpy() for k, v in model.state_dict().items()})
 
     def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:

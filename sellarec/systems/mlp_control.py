@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sellarec.config import Config
-from sellarec.data.dataset import sample_rows
 from sellarec.evaluation import auc
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.sella import stage3_rows
 
 HIDDEN, EPOCHS, BATCH, LEARNING_RATE = 256, 20, 256, 1e-3
 
@@ -42,7 +42,7 @@ def _inputs(work: Workspace, rows: np.ndarray) -> Tensor:
 def fit(work: Workspace, run: Run) -> None:
     """Train on the same rows as stage 3, keep the epoch that is best on the same validation rows."""
     torch.manual_seed(work.config.seed)
-    chosen = sample_rows(work.dataset.part("train"), work.config.stage3.rows, work.config.seed)
+    chosen = stage3_rows(work)
     valid = work.part("valid")
     x, valid_x = (_inputs(work, part.index.to_numpy()) for part in (chosen, valid))
     y = torch.from_numpy(chosen["label"].to_numpy().astype(np.float32))

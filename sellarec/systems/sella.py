@@ -1,7 +1,7 @@
 """SeLLa-Rec: item distillation, aligned matrix factorisation (stage 2), and the hybrid prompt (stage 3).
 
 Deviations from the paper, each a setting or stated where it is made: MF has biases and they are part of what the
-projection reads; semantic embeddings are centred and scaled to unit root mean square; Eq. 8 is InfoNCE.
+projection reads; stage 2 does not see the rows that stage 3 is trained on; semantic embeddings are centred and scaled to unit root mean square; Eq. 8 is InfoNCE.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from sellarec.data.dataset import sample_rows
 from sellarec.prompts import SOFT_TOKENS, Prompt, PromptWriter, item_prompt
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
-from sellarec.systems.mf import mf_log_odds, new_mf, training_ids
+from sellarec.systems.mf import distinct_ids, mf_log_odds, new_mf
 from sellarec.training import load_trainable, train, trainable_state
 
 # --- distillation ---------------------------------------------------------------------------------------------------
@@ -51,9 +52,22 @@ def standardized(raw: np.ndarray) -> np.ndarray:
 # --- stage 2 --------------------------------------------------------------------------------------------------------
 
 
+def stage3_rows(work: Workspace) -> pd.DataFrame:
+    """The training rows that stage 3 learns from."""
+    return sample_rows(work.dataset.part("train"), work.config.stage3.rows, work.config.seed)
+
+
+def stage2_rows(work: Workspace) -> pd.DataFrame:
+    """The training rows that stage 2 learns from: without stage 3's if they are held out and not all there is."""
+    train, held_out = work.dataset.part("train"), stage3_rows(work)
+    if not work.config.stage2.hold_out or len(held_out) == len(train):
+        return train
+    return train.drop(held_out.index)
+
+
 def _align(work: Workspace, run: Run) -> None:
     """MF and InfoNCE together (paper Eq. 6-9): user, item and semantic embeddings and the projection are trained."""
-    config, dataset = work.config.stage2, work.dataset
+    config, dataset, rows = work.config.stage2, work.dataset, stage2_rows(work)
     mf = new_mf(dataset, config, work.config.seed)
     semantic = nn.Embedding.from_pretrained(_semantic_table(work), freeze=False)
     projection = Projection(mf.feature_dim, semantic.embedding_dim)
@@ -69,12 +83,13 @@ def _align(work: Workspace, run: Run) -> None:
         dataset,
         config,
         work.config.seed,
+        train_rows=rows,
         extra_loss=contrast,
         extra_parameters=[semantic.weight, *projection.parameters()],
         log=run.append_log,
         label="stage 2, MF + InfoNCE",
     )
-    mf.forget_unseen(*training_ids(dataset))
+    mf.forget_unseen(*distinct_ids(rows))
     tensors = {f"mf.{k}": v for k, v in mf.state_dict().items()}
     tensors |= {f"projection.{k}": v for k, v in projection.state_dict().items()}
     tensors["semantic.weight"] = semantic.weight.data
@@ -157,7 +172,7 @@ def _new_soft_tokens(work: Workspace, lm: LanguageModel) -> SoftTokens:
     mf, projection, semantic = aligned_parts(work)
     torch.manual_seed(work.config.seed)
     soft = SoftTokens(mf, semantic, projection)
-    users, items = training_ids(work.dataset)
+    users, items = distinct_ids(stage2_rows(work))
     n = min(len(users), len(items))
     soft.fit_scale(users[:n], items[:n], lm.token_norm())
     return soft.to(lm.placement.device)
@@ -165,7 +180,7 @@ def _new_soft_tokens(work: Workspace, lm: LanguageModel) -> SoftTokens:
 
 def _fit_stage3(work: Workspace, run: Run) -> None:
     config, lm = work.config, work.tuned_model
-    chosen = sample_rows(work.dataset.part("train"), config.stage3.rows, config.seed)
+    chosen = stage3_rows(work)
     valid = work.part("valid")
     soft = _new_soft_tokens(work, lm)
     on_valid = HybridModel(lm, soft, work, valid.index.to_numpy())
@@ -222,7 +237,7 @@ SEMANTIC = System(
 SELLA_COLLAB = System(
     "sella_collab",
     "Aligned MF (stage 2)",
-    lambda config: {"stage2": config.stage2},
+    lambda config: {"stage2": config.stage2, "held_out": config.stage3.rows if config.stage2.hold_out else None},
     _align,
     _score_aligned,
     needs=("semantic",),
