@@ -14,7 +14,7 @@ from sellarec.runs import Run
 from sellarec.systems import counting
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL, SYSTEMS, find_system
-from sellarec.systems.sella import HybridModel, load_soft_tokens, standardized
+from sellarec.systems.sella import HybridModel, load_soft_tokens, stage2_rows, stage3_rows, standardized
 from sellarec.tables import difference_table, overall_table, pretty, provenance_table, scope, slices_table
 from tests.conftest import SMALL
 
@@ -103,7 +103,7 @@ def test_stage_3_moved_every_trainable_table(small_workspace):
 def test_soft_tokens_start_at_the_scale_of_word_embeddings(small_workspace):
     work = small_workspace
     from sellarec.systems.mf import distinct_ids
-    from sellarec.systems.sella import _new_soft_tokens, stage2_rows
+    from sellarec.systems.sella import _new_soft_tokens
 
     lm = work.tuned_model
     users, items = distinct_ids(stage2_rows(work))
@@ -112,6 +112,16 @@ def test_soft_tokens_start_at_the_scale_of_word_embeddings(small_workspace):
         vectors = _new_soft_tokens(work, lm)(users[:n], items[:n])
     for token, v in vectors.items():
         assert v.norm(dim=1).mean().item() == pytest.approx(lm.token_norm(), rel=1e-4), token
+
+
+def test_stage_2_never_sees_the_rows_of_stage_3_unless_these_are_all(small_workspace):
+    work = small_workspace
+    third, second, train = stage3_rows(work), stage2_rows(work), work.dataset.part("train")
+    assert len(third) == 32 and not set(third.index) & set(second.index)
+    assert len(third) + len(second) == len(train)
+    for change in ({"stage2.hold_out": False}, {"stage3.rows": None}):
+        other = Workspace(make_config("smoke", work.config.dataset, **{**SMALL, **change}), work.root)
+        assert stage2_rows(other).index.equals(train.index)
 
 
 def test_the_bias_reaches_the_soft_tokens(small_workspace):

@@ -1,7 +1,8 @@
 """SeLLa-Rec: item distillation, aligned matrix factorisation (stage 2), and the hybrid prompt (stage 3).
 
 Deviations from the paper, each a setting or stated where it is made: MF has biases and they are part of what the
-projection reads; stage 2 does not see the rows that stage 3 is trained on; semantic embeddings are centred and scaled to unit root mean square; Eq. 8 is InfoNCE.
+projection reads; stage 2 does not see the rows that stage 3 is trained on; semantic embeddings are centred and scaled
+to unit root mean square; Eq. 8 is InfoNCE.
 """
 
 from __future__ import annotations
