@@ -112,7 +112,6 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None]) -> Run:
     with FileLock(work.with_suffix(".lock")):
         if not folder.exists():
             run = Run(work)
-            (work / "log.jsonl").unlink(missing_ok=True)
             run.write_json("config", _description(key))
             compute(run)
             run.write_json("manifest", {"files": _hashes(work)})

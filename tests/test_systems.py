@@ -172,6 +172,7 @@ def test_a_kill_between_training_and_scoring_does_not_train_again(planted_table,
 
     def fit(w, run: Run):
         calls.append("fit")
+        run.append_log({"step": 1})
 
     def die(w, run, rows):
         calls.append("score")
@@ -184,10 +185,18 @@ def test_a_kill_between_training_and_scoring_does_not_train_again(planted_table,
     try:
         with pytest.raises(KeyboardInterrupt):
             work.run("counting")
-        work.run("counting")
+        run = work.run("counting")
     finally:
         SYSTEMS["counting"] = counting.SYSTEM
     assert calls == ["fit", "score", "score"]
+    assert run.log["step"].tolist() == [1]
+    assert {p.name for p in run.folder.iterdir()} == {
+        "config.json",
+        "log.jsonl",
+        "manifest.json",
+        "metrics.json",
+        "scores.parquet",
+    }
 
 
 def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace):

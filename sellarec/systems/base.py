@@ -129,10 +129,15 @@ class Workspace:
         print(f"[{self.dataset.name}] {system.label}", flush=True)
         fitted = run.folder / ".fitted"
         if not fitted.exists():
+            (run.folder / "log.jsonl").unlink(missing_ok=True)
             system.fit(self, run)
             fitted.touch()
-        if system.score is None:
-            return
+        if system.score:
+            self._score(system, run)
+        fitted.unlink()
+
+    def _score(self, system: System, run: Run) -> None:
+        """Write the per-row scores of the validation and test rows, and the metrics made of them."""
         parts = {split: self.part(split) for split in ("valid", "test")}
         rows = pd.concat(parts.values())
         score = system.score(self, run, rows.index.to_numpy())
