@@ -81,7 +81,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 QUICK_ON: dict[str, dict[str, Any]] = {
     "ml-100k": {
-        "stage1.rows": 1200,
+        "stage1.rows": 800,
         "stage3.rows": 2400,
         "evaluation.test_rows": 2000,
         "evaluation.valid_rows": 300,
