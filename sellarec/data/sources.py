@@ -180,7 +180,7 @@ def _download_url(source: Source) -> Path:
     """Download with resume: a part that an earlier try left behind is continued."""
     part = home() / "sources" / f".{source.archive}.part"
     request = urllib.request.Request(source.url)
-    have = part.stat().st_size if part.exists() else 0
+    have, total = part.stat().st_size if part.exists() else 0, 0
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:
@@ -197,10 +197,15 @@ def _download_url(source: Source) -> Path:
             raise SellarecError(f"{source.url} answered {error.code}. {_by_hand(source)}") from error
     except OSError as error:
         raise SellarecError(f"{source.url} cannot be reached ({error}). {_by_hand(source)}") from error
+    size = part.stat().st_size
+    if size < total:
+        raise SellarecError(
+            f"{source.url} broke off after {size:,} of {total:,} bytes. Run the same command to go on. "
+            f"{_by_hand(source)}"
+        )
     with part.open("rb") as stream:
         whole = hashlib.file_digest(stream, "sha256").hexdigest() == source.sha256
     if not whole:
-        size = part.stat().st_size
         part.unlink()
         raise SellarecError(
             f"{source.url}: the {size} bytes received are not the expected file. Try again. {_by_hand(source)}"
