@@ -147,7 +147,7 @@ def warm_cold_figure(interactions: pd.DataFrame, note: str = "") -> go.Figure:
     figure.update_layout(
         **_LAYOUT, barmode="stack", xaxis_title="rows", height=300, legend={"orientation": "h", "y": -0.35}
     )
-    return _titled(figure, "Cold rows are mostly new users", note)
+    return _titled(figure, "Which rows are cold, and why", note)
 
 
 def training_figure(log: pd.DataFrame, title: str, x: str = "step", note: str = "") -> go.Figure:
