@@ -30,6 +30,16 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class Stage3Config(TrainConfig):
+    """How stage 3 is trained, and what its soft tokens are made of."""
+
+    records: bool = True
+    """Ours: add to the user and item token how much of their training ratings were likes, and how many there were."""
+    vector_norm: float = 0.5
+    """Mean norm at which projected collaborative and semantic vectors start, in norms of a token embedding."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of one run."""
 
@@ -46,7 +56,7 @@ class Config:
     lora: LoraSettings = field(default_factory=LoraSettings)
     stage1: TrainConfig = field(default_factory=lambda: TrainConfig(batch=16))
     stage2: CollabConfig = field(default_factory=CollabConfig)
-    stage3: TrainConfig = field(default_factory=TrainConfig)
+    stage3: Stage3Config = field(default_factory=Stage3Config)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 

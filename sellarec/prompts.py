@@ -7,6 +7,7 @@ tokens and the answer cue. Rows with the same history share the prefix, so that 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,14 +28,16 @@ class PromptConfig:
     genres: bool = True
     """Ours: name the target's genres."""
     user_profile: bool = True
-    """Ours: say how much of what the user rated in the training part, before this row, was liked."""
+    """Ours: say how much of what the user rated in the training part was liked."""
+    item_profile: bool = True
+    """Ours: say how many of the users who rated the target in the training part liked it."""
     natural_titles: bool = True
     """Ours: "The Matrix (1999)" instead of "Matrix, The (1999)"."""
 
     @classmethod
     def paper(cls) -> PromptConfig:
         """The paper's content: ten raw titles and the raw target title, nothing else."""
-        return cls(genres=False, user_profile=False, natural_titles=False)
+        return cls(genres=False, user_profile=False, item_profile=False, natural_titles=False)
 
 
 @dataclass(frozen=True)
@@ -72,27 +75,37 @@ class PromptWriter:
         names = [natural_title(t) if config.natural_titles else t for t in dataset.titles]
         self._titles = [f'"{name}"' for name in names]
         self._genres = ["", *dataset.catalogue["genres"].str.replace("|", ", ").str.lower()]
-        self._seen, self._liked = _training_counts(dataset)
+        self._of_user = dataset.training_counts("user")
+        self._of_item = dataset.training_counts("item")
 
     def write(self, row: int) -> Prompt:
         """The prompt of an interaction row."""
         item = int(self.dataset.interactions["item"].iat[row])
         return self.compose(
-            self.dataset.history(row, self.config.history), item, int(self._seen[row]), int(self._liked[row])
+            self.dataset.history(row, self.config.history), item, self._of_user[row], self._of_item[row]
         )
 
-    def compose(self, history: np.ndarray, item: int, seen: int = 0, liked: int = 0) -> Prompt:
-        """The prompt for any history and target; `seen` and `liked` are the user's earlier training counts."""
+    def compose(
+        self, history: np.ndarray, item: int, of_user: Sequence[int] = (0, 0), of_item: Sequence[int] = (0, 0)
+    ) -> Prompt:
+        """The prompt for any history and target.
+
+        Args:
+            of_user, of_item: How many training ratings the user gave and the item got, and how many of them were
+                likes, as in `Dataset.training_counts`.
+        """
         noun = self.dataset.domain
         prefix = ""
         if self.config.history:
             titles = ", ".join(self._titles[i] for i in history[-self.config.history :]) or "none"
             prefix = f"The user rated these {noun}s highly: {titles}."
         if self.config.user_profile:
-            share = f"liked {100 * liked / seen:.0f}% of {seen} rated {noun}s" if seen else f"is new to {noun}s here"
-            prefix += f" The user {share}."
+            known = f"likes {_share(*of_user)} {noun}s" if of_user[0] else f"is new to {noun}s here"
+            prefix += f" The user {known}."
         genres = f" ({self._genres[item]})" if self.config.genres and self._genres[item] else ""
         question = f" Will the user like the {noun} {self._titles[item]}{genres}?"
+        if self.config.item_profile:
+            question += f" It is liked by {_share(*of_item)} users." if of_item[0] else " It is new here."
         return Prompt(prefix.strip(), f"{question}{self._features()} Answer Yes or No. Answer:")
 
     def _features(self) -> str:
@@ -109,13 +122,5 @@ def item_prompt(dataset: Dataset, item: int, natural: bool = True) -> str:
     return f"{dataset.domain.capitalize()}: {natural_title(title) if natural else title}"
 
 
-def _training_counts(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """For each row: the user's training rows before it, and how many of these were liked.
-
-    A training row never counts itself, and no label of valid or test is read.
-    """
-    rows = dataset.interactions
-    train = (rows["split"] == "train").astype("int64")
-    liked = train * rows["label"].astype("int64")
-    before = [column.groupby(rows["user"]).cumsum() - column for column in (train, liked)]
-    return before[0].to_numpy(), before[1].to_numpy()
+def _share(rated: int, liked: int) -> str:
+    return f"{100 * liked / rated:.0f}% of {rated}"

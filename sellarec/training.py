@@ -38,6 +38,9 @@ class TrainConfig:
     """Split each step into so many smaller batches, to save memory."""
     learning_rate: float = 1e-3
     """Peak of the cosine schedule (AdamW)."""
+    embedding_learning_rate: float = 1e-4
+    """The same for embedding tables. AdamW moves every entry of a row by up to this much each time the row is seen,
+    however little the row says; the entries of a table are small."""
     warmup: float = 0.03
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 1e-3
@@ -97,7 +100,7 @@ def train(
     schedule = _batches(len(labels), config, seed)
     steps = len(schedule)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
     rising = max(1, round(config.warmup * steps))
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / rising, 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps))))
@@ -152,6 +155,16 @@ def train(
     best_file.unlink()
     shutil.rmtree(checkpoint, ignore_errors=True)
     return position.best
+
+
+def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if id(p) not in tables], "lr": config.learning_rate},
+        {"params": [p for p in parameters if id(p) in tables], "lr": config.embedding_learning_rate},
+    ]
+    return [g for g in groups if g["params"]]
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:

@@ -45,9 +45,10 @@ def test_only_the_last_titles_are_listed_oldest_first(data):
 
 def test_rows_with_equal_histories_share_the_prefix(data):
     writer = PromptWriter(data, PromptConfig(), SOFT_TOKENS)
-    a, b = writer.compose([1, 2], 3, seen=4, liked=1), writer.compose([1, 2], 5, seen=4, liked=1)
+    a, b = writer.compose([1, 2], 3, of_user=(4, 1)), writer.compose([1, 2], 5, of_user=(4, 1), of_item=(3, 2))
     assert a.prefix == b.prefix and a.suffix != b.suffix
-    assert "liked 25% of 4 rated movies" in a.prefix
+    assert "The user likes 25% of 4 movies." in a.prefix
+    assert "It is new here." in a.suffix and "It is liked by 67% of 3 users." in b.suffix
 
 
 def test_a_token_that_is_left_out_takes_its_words_with_it(data):
@@ -60,11 +61,15 @@ def test_a_token_that_is_left_out_takes_its_words_with_it(data):
     assert "feature" not in suffix()
 
 
-def test_the_users_share_of_likes_counts_earlier_training_rows_only(data):
-    writer = PromptWriter(data, PromptConfig())
-    rows = data.interactions
-    for row in (0, 7, 30, len(rows) - 1, int(data.part("test").index[0])):
-        earlier = rows[(rows["user"] == rows["user"].iat[row]) & (rows["split"] == "train") & (rows.index < row)]
-        liked, seen = int(earlier["label"].sum()), len(earlier)
-        expected = f"liked {100 * liked / seen:.0f}% of {seen} rated" if seen else "is new to movies here"
-        assert expected in writer.write(row).prefix
+def test_a_test_row_is_told_all_training_counts_of_its_user_and_item(data):
+    writer, train = PromptWriter(data, PromptConfig()), data.part("train")
+    for row in data.part("test").index[:40]:
+        user, item = data.interactions.loc[row, ["user", "item"]]
+        of_user, of_item = train[train["user"] == user]["label"], train[train["item"] == item]["label"]
+        prompt = writer.write(row)
+        told = (
+            f"likes {100 * of_user.mean():.0f}% of {len(of_user)} movies" if len(of_user) else "is new to movies here"
+        )
+        assert told in prompt.prefix
+        told = f"liked by {100 * of_item.mean():.0f}% of {len(of_item)} users" if len(of_item) else "It is new here."
+        assert told in prompt.suffix

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -140,3 +142,31 @@ def test_movielens_1m_gives_the_published_counts(ml_1m_folder):
     assert (data.n_users, data.n_items) == (838, 3_255)
     assert int(data.part("test")["warm"].sum()) == 4_153
     assert data.part("train")["label"].mean() == pytest.approx(0.5368, abs=5e-5)
+
+
+@given(ratings, st.sampled_from(["user", "item"]), st.data())
+def test_training_counts_never_read_the_rows_own_label_nor_one_of_valid_and_test(table, column, draw):
+    data = built(table)
+    if data is None:
+        return
+    rows, counts = data.interactions, data.training_counts(column)
+    unread = draw.draw(st.sampled_from(range(len(rows))))
+    flipped = rows.assign(label=rows["label"].where(rows.index != unread, 1 - rows["label"]).astype("int8"))
+    after = dataclasses.replace(data, interactions=flipped).training_counts(column)
+    assert counts[unread].tolist() == after[unread].tolist()
+    if rows["split"].iat[unread] != "train":
+        assert (counts == after).all()
+
+
+@given(ratings)
+def test_training_counts_of_later_rows_are_those_of_the_whole_training_part(table):
+    data = built(table)
+    if data is None:
+        return
+    rows, train, counts = data.interactions, data.part("train"), data.training_counts("item")
+    for row in np.flatnonzero(rows["split"] != "train"):
+        mine = train[train["item"] == rows["item"].iat[row]]["label"]
+        assert counts[row].tolist() == [len(mine), mine.sum()]
+    inside = rows["split"] == "train"
+    whole = train.groupby("item")["label"].transform("size")
+    assert (counts[inside, 0] < whole).all()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sellarec.analysis.alignment import alignment_cosines
+from sellarec.collab.records import training_records
 from sellarec.config import make_config
 from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
@@ -14,7 +15,15 @@ from sellarec.runs import Run
 from sellarec.systems import counting
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL, SYSTEMS, find_system
-from sellarec.systems.sella import HybridModel, load_soft_tokens, stage2_rows, stage3_rows, standardized
+from sellarec.systems.sella import (
+    HybridModel,
+    _new_soft_tokens,
+    load_soft_tokens,
+    row_inputs,
+    stage2_rows,
+    stage3_rows,
+    standardized,
+)
 from sellarec.tables import difference_table, overall_table, pretty, provenance_table, scope, slices_table
 from tests.conftest import SMALL
 
@@ -80,7 +89,7 @@ def test_stage_3_trains_what_table_1_says_and_nothing_else(small_workspace):
     model = HybridModel(lm, soft, work, rows)
     model(np.arange(6)).sum().backward()
     trained = {n.split(".")[1] for n, p in model.named_parameters() if p.requires_grad}
-    assert trained == {"mf", "semantic", "collab_projection", "warm_projection"}
+    assert trained == {"mf", "semantic", "collab_projection", "warm_projection", "record_projections"}
     for name in ("mf.user_embedding", "mf.item_embedding", "semantic", "warm_projection"):
         assert model.get_parameter(f"soft.{name}.weight").grad.abs().sum() > 0, name
     assert model.soft.mf.user_bias.grad.abs().sum() > 0 and model.soft.mf.item_bias.grad.abs().sum() > 0
@@ -100,18 +109,20 @@ def test_stage_3_moved_every_trainable_table(small_workspace):
         assert not np.array_equal(aligned[before], final[after]), after
 
 
-def test_soft_tokens_start_at_the_scale_of_word_embeddings(small_workspace):
+def test_each_part_of_the_soft_tokens_starts_at_its_share_of_a_word_embeddings_norm(small_workspace):
     work = small_workspace
-    from sellarec.systems.mf import distinct_ids
-    from sellarec.systems.sella import _new_soft_tokens
-
     lm = work.tuned_model
-    users, items = distinct_ids(stage2_rows(work))
-    n = min(len(users), len(items))
+    user, item, _, item_record = row_inputs(work, stage2_rows(work).index.to_numpy())
+    soft = _new_soft_tokens(work, lm)
     with torch.no_grad():
-        vectors = _new_soft_tokens(work, lm)(users[:n], items[:n])
-    for token, v in vectors.items():
-        assert v.norm(dim=1).mean().item() == pytest.approx(lm.token_norm(), rel=1e-4), token
+        starts = [
+            (soft.user_scale * soft.collab_projection(soft.mf.user_features(user.unique())), 0.5),
+            (soft.collab_projection(soft.mf.item_features(item.unique())), 0.5),
+            (soft.warm_projection(soft.semantic(item.unique())), 0.5),
+            (soft.record_projections["item"](item_record), 1.0),
+        ]
+    for part, share in starts:
+        assert part.norm(dim=1).mean().item() == pytest.approx(share * lm.token_norm(), rel=1e-3)
 
 
 def test_stage_2_never_sees_the_rows_of_stage_3_unless_these_are_all(small_workspace):
@@ -124,21 +135,42 @@ def test_stage_2_never_sees_the_rows_of_stage_3_unless_these_are_all(small_works
         assert stage2_rows(other).index.equals(train.index)
 
 
-def test_the_bias_reaches_the_soft_tokens(small_workspace):
+def test_biases_and_records_reach_the_soft_tokens(small_workspace):
     work = small_workspace
     soft = load_soft_tokens(work, work.run("sella"))
     user = item = torch.tensor([1])
+    record = torch.zeros(1, 2)
+
+    def changed(before, after):
+        return [not torch.equal(before[t], after[t]) for t in before]
+
     with torch.no_grad():
-        before = soft(user, item)
+        before = soft(user, item, record, record)
+        assert changed(before, soft(user, item, record + 1, record)) == [True, False, False]
+        assert changed(before, soft(user, item, record, record + 1)) == [False, True, False]
         soft.mf.item_bias[1] += 1
-        after = soft(user, item)
-    assert [not torch.equal(before[t], after[t]) for t in before] == [False, True, False]
+        assert changed(before, soft(user, item, record, record)) == [False, True, False]
 
 
-def test_standardized_vectors_have_no_common_direction_and_unit_size():
+def test_a_record_is_the_shrunken_log_odds_and_the_log_count_standardized(small_workspace):
+    data = small_workspace.dataset
+    train = (data.interactions["split"] == "train").to_numpy()
+    counts = data.training_counts("item")
+    prior = data.part("train")["label"].mean()
+    p = (counts[:, 1] + 5 * prior) / (counts[:, 0] + 5)
+    expected = np.log(p / (1 - p))
+    record = training_records(data, "item").numpy()
+    assert record.dtype == np.float32 and record.shape == (len(data.interactions), 2)
+    np.testing.assert_allclose(record[train].mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(record[train].std(axis=0), 1, atol=1e-4)
+    assert np.corrcoef(record[:, 0], expected)[0, 1] == pytest.approx(1)
+    assert np.corrcoef(record[:, 1], np.log1p(counts[:, 0]))[0, 1] == pytest.approx(1)
+
+
+def test_standardized_vectors_have_no_common_direction_and_mean_norm_one():
     table = standardized(np.random.default_rng(0).normal(5, 3, (50, 8)).astype(np.float32))
     np.testing.assert_allclose(table.mean(axis=0), 0, atol=1e-5)
-    assert np.sqrt((table**2).mean()) == pytest.approx(1, abs=1e-5)
+    assert np.linalg.norm(table, axis=1).mean() == pytest.approx(1, abs=1e-5)
 
 
 def test_alignment_brings_own_vectors_nearer_than_others(planted_table, llama, tmp_path):

@@ -22,8 +22,8 @@ class LoraSettings:
     """Scale; the update is multiplied by alpha / rank."""
     dropout: float = 0.05
     """Dropout before the adapter."""
-    targets: str = "q_proj,v_proj"
-    """Comma-separated linear modules, or "all-linear"."""
+    targets: str = "all-linear"
+    """Comma-separated linear modules, or "all-linear". CoLLM adapts q_proj,v_proj; SeLLa-Rec's code adapts all."""
 
 
 def add_lora(lm: LanguageModel, settings: LoraSettings, seed: int) -> LanguageModel:

@@ -11,6 +11,9 @@ import pandas as pd
 
 SPLITS = ("train", "valid", "test")
 
+FOLDS = 5
+"""Folds of the cross-fitted counts."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -69,6 +72,27 @@ class Dataset:
         """How many liked items precede each row, shape (n,)."""
         _, start, end = self._likes
         return end[rows] - start[rows]
+
+    def training_counts(self, column: str) -> np.ndarray:
+        """What the training part knows of each row's user or item, shape (n, 2), int64: ratings, and likes among them.
+
+        Cross-fitted: a training row counts only rows outside its own fold, one fifth of the training part. With its
+        own label in the count, a model that is trained on the row would learn to read the label off. (Leaving out the
+        one row alone would not do: within a user the count would then be low exactly where the label is 1.)
+        No label of valid or test is read.
+
+        Args:
+            column: "user" or "item".
+        """
+        ids = self.interactions[column].to_numpy()
+        train = np.flatnonzero(self.interactions["split"] == "train")
+        label = self.interactions["label"].to_numpy()[train]
+        fold = np.random.default_rng(0).permutation(len(train)) % FOLDS
+        by_fold = np.zeros((FOLDS, ids.max() + 1, 2), dtype=np.int64)
+        np.add.at(by_fold, (fold, ids[train]), np.stack([np.ones_like(label), label], axis=1))
+        counts = by_fold.sum(axis=0)[ids]
+        counts[train] -= by_fold[fold, ids[train]]
+        return counts
 
     @cached_property
     def titles(self) -> list[str]:

@@ -1,8 +1,8 @@
 """SeLLa-Rec: item distillation, aligned matrix factorisation (stage 2), and the hybrid prompt (stage 3).
 
 Deviations from the paper, each a setting or stated where it is made: MF has biases and they are part of what the
-projection reads; stage 2 does not see the rows that stage 3 is trained on; semantic embeddings are centred and scaled
-to unit root mean square; Eq. 8 is InfoNCE.
+projection reads; records of the training part are added to the user and item tokens; semantic embeddings are centred
+and scaled to a mean norm of 1; Eq. 8 is InfoNCE.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.collab.alignment import info_nce
 from sellarec.collab.fit import fit_collab
 from sellarec.collab.mf import MatrixFactorization, Projection
+from sellarec.collab.records import training_records
 from sellarec.config import Config
 from sellarec.data.dataset import sample_rows
 from sellarec.prompts import SOFT_TOKENS, Prompt, PromptWriter, item_prompt
@@ -42,12 +43,14 @@ def _distil(work: Workspace, run: Run) -> None:
 
 
 def standardized(raw: np.ndarray) -> np.ndarray:
-    """Subtract the mean vector and divide by one number, so that the root mean square is 1.
+    """Subtract the mean vector and divide by one number, so that the mean norm is 1.
 
-    Last hidden states of a language model share one large direction; with it every cosine is near 1.
+    Last hidden states of a language model share one large direction; with it every cosine is near 1. The norm decides
+    how far one optimiser step on the warm projection moves its output: at a root mean square of 1 (a norm of
+    sqrt(d_L)), AdamW's step of 1e-3 moves it by more than a word embedding is long.
     """
     centred = raw - raw.mean(axis=0)
-    return centred / np.sqrt((centred**2).mean())
+    return centred / np.linalg.norm(centred, axis=1).mean()
 
 
 # --- stage 2 --------------------------------------------------------------------------------------------------------
@@ -117,30 +120,72 @@ def _score_aligned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
 # --- stage 3 --------------------------------------------------------------------------------------------------------
 
 
-class SoftTokens(nn.Module):
-    """The trainable part of stage 3 (paper Table 1): embeddings, and the projections that make soft tokens of them."""
+RECORD_HIDDEN = 64
+"""Width of the hidden layer through which a record of two numbers reaches its token."""
 
-    def __init__(self, mf: MatrixFactorization, semantic: nn.Embedding, projection: Projection) -> None:
+
+class SoftTokens(nn.Module):
+    """The trainable part of stage 3 (paper Table 1): embeddings, and the projections that make soft tokens of them.
+
+    Ours: the records of user and item in the training part are projected too and added to their tokens.
+    """
+
+    def __init__(
+        self, mf: MatrixFactorization, semantic: nn.Embedding, projection: Projection, *, records: bool = True
+    ) -> None:
         super().__init__()
         self.mf, self.semantic, self.collab_projection = mf, semantic, projection
         width = semantic.embedding_dim
         self.warm_projection = nn.Linear(width, width)
-        self.register_buffer("scale", torch.ones(len(SOFT_TOKENS)))
+        self.register_buffer("user_scale", torch.ones(()))
+        columns = ("user", "item") if records else ()
+        self.record_projections = nn.ModuleDict({c: Projection(2, width, RECORD_HIDDEN) for c in columns})
 
-    def forward(self, user: Tensor, item: Tensor) -> dict[str, Tensor]:
-        """Ids (B,), (B,) → for each soft token its vectors, shape (B, d_L)."""
-        vectors = (
-            self.collab_projection(self.mf.user_features(user)),
-            self.collab_projection(self.mf.item_features(item)),
-            self.warm_projection(self.semantic(item)),
-        )
-        return {t: s * v for t, s, v in zip(SOFT_TOKENS, self.scale, vectors, strict=True)}
+    def forward(self, user: Tensor, item: Tensor, user_record: Tensor, item_record: Tensor) -> dict[str, Tensor]:
+        """Ids (B,), (B,) and records (B, 2), (B, 2) → for each soft token its vectors, shape (B, d_L)."""
+        user_token = self.user_scale * self.collab_projection(self.mf.user_features(user))
+        item_token = self.collab_projection(self.mf.item_features(item))
+        if self.record_projections:
+            user_token = user_token + self.record_projections["user"](user_record)
+            item_token = item_token + self.record_projections["item"](item_record)
+        return dict(zip(SOFT_TOKENS, (user_token, item_token, self.warm_projection(self.semantic(item))), strict=True))
 
     @torch.no_grad()
-    def fit_scale(self, users: Tensor, items: Tensor, token_norm: float) -> None:
-        """Fix one factor per token so that its vectors have the mean norm of the model's token embeddings."""
-        vectors = self(users, items)
-        self.scale.copy_(torch.stack([token_norm / vectors[t].norm(dim=1).mean() for t in SOFT_TOKENS]))
+    def fit_scale(self, inputs: RowInputs, token_norm: float, vector_norm: float) -> None:
+        """Start all parts at a fixed mean norm: records at `token_norm`, vectors at `vector_norm` times that.
+
+        The factors go into the last layers rather than beside them, so that a step of the optimiser moves every token
+        by about as much. Users share the items' projection and keep a factor of their own.
+        """
+        user, item, user_record, item_record = inputs
+        users = self.collab_projection(self.mf.user_features(user.unique())).norm(dim=1).mean()
+        items = self.collab_projection(self.mf.item_features(item.unique()))
+        warm = self.warm_projection(self.semantic(item.unique()))
+        _rescale(self.collab_projection.layers[-1], items, vector_norm * token_norm)
+        _rescale(self.warm_projection, warm, vector_norm * token_norm)
+        self.user_scale.copy_(items.norm(dim=1).mean() / users)
+        for column, record in (("user", user_record), ("item", item_record)):
+            if self.record_projections:
+                projection = self.record_projections[column]
+                _rescale(projection.layers[-1], projection(record), token_norm)
+
+
+def _rescale(layer: nn.Linear, outputs: Tensor, norm: float) -> None:
+    factor = norm / outputs.norm(dim=1).mean()
+    layer.weight *= factor
+    layer.bias *= factor
+
+
+RowInputs = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of some interactions: users (n,), items (n,), and the records of both, (n, 2) each."""
+
+
+def row_inputs(work: Workspace, rows: np.ndarray) -> RowInputs:
+    """What `SoftTokens` reads of dataset rows."""
+    part = work.dataset.interactions.iloc[rows]
+    user, item = (torch.from_numpy(part[c].to_numpy().astype(np.int64)) for c in ("user", "item"))
+    user_record, item_record = (training_records(work.dataset, c)[rows.tolist()] for c in ("user", "item"))
+    return user, item, user_record, item_record
 
 
 class HybridModel(nn.Module):
@@ -153,15 +198,13 @@ class HybridModel(nn.Module):
         writer = PromptWriter(work.dataset, work.config.prompt, SOFT_TOKENS)
         self.token_rows: list[TokenRow] = [lm.tokenize(writer.write(r), SOFT_TOKENS) for r in rows]
         self._short = [cut_at_soft_tokens(lm, r) for r in self.token_rows]
-        part = work.dataset.interactions.iloc[rows]
-        ids = (torch.from_numpy(part[c].to_numpy().astype(np.int64)) for c in ("user", "item"))
-        self._user, self._item = (i.to(lm.placement.device) for i in ids)
+        self._inputs = [t.to(lm.placement.device) for t in row_inputs(work, rows)]
 
     def forward(self, positions: np.ndarray) -> Tensor:
         return log_odds(self._lm, [self._short[i] for i in positions], self.vectors(positions))
 
     def vectors(self, positions: np.ndarray) -> dict[str, Tensor]:
-        return self.soft(self._user[positions], self._item[positions])
+        return self.soft(*(t[positions] for t in self._inputs))
 
     def score(self, raw_yes: bool = False, label: str = "scoring", resume: Path | None = None) -> np.ndarray:
         """Log-odds of all rows, shape (n,)."""
@@ -172,10 +215,10 @@ def _new_soft_tokens(work: Workspace, lm: LanguageModel) -> SoftTokens:
     """Stage 3's starting point: what stage 2 learnt, a fresh warm projection, and the scale."""
     mf, projection, semantic = aligned_parts(work)
     torch.manual_seed(work.config.seed)
-    soft = SoftTokens(mf, semantic, projection)
-    users, items = distinct_ids(stage2_rows(work))
-    n = min(len(users), len(items))
-    soft.fit_scale(users[:n], items[:n], lm.token_norm())
+    soft = SoftTokens(mf, semantic, projection, records=work.config.stage3.records)
+    soft.fit_scale(
+        row_inputs(work, stage2_rows(work).index.to_numpy()), lm.token_norm(), work.config.stage3.vector_norm
+    )
     return soft.to(lm.placement.device)
 
 
@@ -196,7 +239,7 @@ def _fit_stage3(work: Workspace, run: Run) -> None:
         log=run.append_log,
         label="stage 3, soft tokens",
     )
-    tensors = trainable_state(soft) | {"scale": soft.scale.cpu()}
+    tensors = trainable_state(soft) | {"user_scale": soft.user_scale.cpu()}
     run.save_tensors("soft_tokens", {k: v.numpy() for k, v in tensors.items()})
 
 
@@ -205,7 +248,7 @@ def load_soft_tokens(work: Workspace, run: Run) -> SoftTokens:
     lm = work.tuned_model
     soft = _new_soft_tokens(work, lm)
     state = {k: torch.from_numpy(v) for k, v in run.tensors("soft_tokens").items()}
-    soft.scale.copy_(state.pop("scale"))
+    soft.user_scale.copy_(state.pop("user_scale"))
     load_trainable(soft, state)
     return soft.eval()
 

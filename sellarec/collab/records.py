@@ -1,0 +1,32 @@
+"""A user's or item's record in the training part, as numbers that a projection reads.
+
+The learnt biases of matrix factorisation have seen the label of every training row, so a later stage that is trained
+on the same rows would trust them too much. These are their closed form (the baseline predictors of Koren, 2009), and
+`Dataset.training_counts` keeps a training row's own label out of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sellarec.data.dataset import Dataset
+
+SHRINKAGE = 5.0
+"""Ratings at the average rate of likes that are added to every count (PROTOCOL: counting baseline)."""
+
+
+def training_records(dataset: Dataset, column: str) -> Tensor:
+    """For every interaction the record of its user or item, shape (n, 2), float32.
+
+    The first number is the log-odds of a like, shrunk towards the average; the second the logarithm of the number of
+    ratings. Both are standardized over the training rows.
+    """
+    counts = dataset.training_counts(column).astype(np.float64)
+    train = (dataset.interactions["split"] == "train").to_numpy()
+    prior = dataset.part("train")["label"].mean()
+    rate = (counts[:, 1] + SHRINKAGE * prior) / (counts[:, 0] + SHRINKAGE)
+    record = np.stack([np.log(rate / (1 - rate)), np.log1p(counts[:, 0])], axis=1)
+    spread = np.maximum(record[train].std(axis=0), 1e-6)
+    return torch.from_numpy(((record - record[train].mean(axis=0)) / spread).astype(np.float32))
