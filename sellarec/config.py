@@ -71,12 +71,19 @@ PROFILES: dict[str, dict[str, Any]] = {
         "stage1.evaluations": 1,
         "stage3.evaluations": 1,
     },
-    "quick": {"stage1.rows": 1600, "stage3.rows": 3200, "evaluation.valid_rows": 400},
+    "quick": {
+        "prompt.history": 3,
+        "lora.dropout": 0.0,
+        "stage1.rows": 1600,
+        "stage3.rows": 3200,
+        "evaluation.valid_rows": 400,
+    },
     "full": {
         "stage1.epochs": 3,
         "stage1.evaluations": 10,
         "stage1.batch": 128,
         "stage1.accumulate": 8,
+        "stage1.learning_rate": 1e-4,
         "stage3.epochs": 3,
         "stage3.evaluations": 10,
         "stage3.batch": 128,
@@ -90,13 +97,8 @@ PROFILES: dict[str, dict[str, Any]] = {
 """Changes to the defaults: `smoke` proves the plumbing, `quick` is for a laptop CPU, `full` is the paper's setting."""
 
 QUICK_ON: dict[str, dict[str, Any]] = {
-    "ml-100k": {
-        "stage1.rows": 800,
-        "stage3.rows": 2400,
-        "evaluation.test_rows": 2000,
-        "evaluation.valid_rows": 300,
-    },
-    "ml-1m": {"stage3.rows": 6400},
+    "ml-100k": {"evaluation.test_rows": 2000, "evaluation.valid_rows": 300},
+    "ml-1m": {"stage1.rows": 6400, "stage3.rows": 9600},
 }
 """What `quick` sets further, by dataset: ML-100K fits in twenty minutes, ML-1M is scored whole."""
 

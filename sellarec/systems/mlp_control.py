@@ -1,6 +1,7 @@
-"""LLM-free control: the vectors that SeLLa-Rec hands to the language model, through a small MLP instead.
+"""LLM-free control: what SeLLa-Rec's soft tokens are made of, through a small MLP instead of the language model.
 
-Not in the paper. What SeLLa-Rec gains over it is what the language model itself adds.
+Not in the paper. What SeLLa-Rec gains over it is what the language model and its text add. The control also gets the
+stage-2 log-odds, a product that an MLP cannot form by itself, and is selected on the whole validation part.
 """
 
 from __future__ import annotations
@@ -13,40 +14,32 @@ from sellarec.config import Config
 from sellarec.evaluation import auc
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
-from sellarec.systems.sella import stage3_rows
+from sellarec.systems.sella import aligned_parts, row_inputs, stage3_rows
 
 HIDDEN, EPOCHS, BATCH, LEARNING_RATE = 256, 20, 256, 1e-3
 
 
-def _vectors(work: Workspace) -> tuple[Tensor, Tensor]:
-    """What stage 2 knows of each user, (n_users + 1, a), and of each item, (n_items + 1, b)."""
-    t = {k: torch.from_numpy(v) for k, v in work.run("sella_collab").tensors("aligned").items()}
-    user = torch.cat([t["mf.user_embedding.weight"], t["mf.user_bias"][:, None]], dim=1)
-    item = torch.cat([t["mf.item_embedding.weight"], t["mf.item_bias"][:, None], t["semantic.weight"]], dim=1)
-    return user, item
-
-
-def _network(work: Workspace) -> nn.Module:
-    user, item = _vectors(work)
-    return nn.Sequential(
-        nn.Linear(user.shape[1] + item.shape[1], HIDDEN), nn.GELU(), nn.Dropout(0.2), nn.Linear(HIDDEN, 1)
-    )
-
-
 def _inputs(work: Workspace, rows: np.ndarray) -> Tensor:
-    user, item = _vectors(work)
-    part = work.dataset.interactions.iloc[rows]
-    return torch.cat([user[part["user"].tolist()], item[part["item"].tolist()]], dim=1)
+    """User, item and semantic vectors, stage-2 log-odds and records side by side, shape (n, inputs), float32."""
+    mf, _, semantic = aligned_parts(work)
+    user, item, *records = row_inputs(work, rows)
+    with torch.no_grad():
+        score = mf(user, item)[:, None]
+        return torch.cat([mf.user_features(user), mf.item_features(item), semantic(item), score, *records], dim=1)
+
+
+def _network(inputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, HIDDEN), nn.GELU(), nn.Dropout(0.2), nn.Linear(HIDDEN, 1))
 
 
 def fit(work: Workspace, run: Run) -> None:
-    """Train on the same rows as stage 3, keep the epoch that is best on the same validation rows."""
+    """Train on the same rows as stage 3, keep the epoch that is best on the validation part."""
     torch.manual_seed(work.config.seed)
     chosen = stage3_rows(work)
-    valid = work.part("valid")
+    valid = work.dataset.part("valid")
     x, valid_x = (_inputs(work, part.index.to_numpy()) for part in (chosen, valid))
     y = torch.from_numpy(chosen["label"].to_numpy().astype(np.float32))
-    network = _network(work)
+    network = _network(x.shape[1])
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
     best, state = -1.0, None
     for epoch in range(EPOCHS):
@@ -66,10 +59,11 @@ def fit(work: Workspace, run: Run) -> None:
 
 
 def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
-    network = _network(work).eval()
+    x = _inputs(work, rows)
+    network = _network(x.shape[1]).eval()
     network.load_state_dict({k: torch.from_numpy(v) for k, v in run.tensors("mlp").items()})
     with torch.inference_mode():
-        return sigmoid(network(_inputs(work, rows))[:, 0].numpy())
+        return sigmoid(network(x)[:, 0].numpy())
 
 
 def _settings(config: Config) -> dict:

@@ -26,6 +26,7 @@ from sellarec.prompts import SOFT_TOKENS, Prompt, PromptWriter, item_prompt
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
 from sellarec.systems.mf import distinct_ids, mf_log_odds, new_mf
+from sellarec.systems.tallrec import stage1_rows
 from sellarec.training import load_trainable, train, trainable_state
 
 # --- distillation ---------------------------------------------------------------------------------------------------
@@ -57,8 +58,15 @@ def standardized(raw: np.ndarray) -> np.ndarray:
 
 
 def stage3_rows(work: Workspace) -> pd.DataFrame:
-    """The training rows that stage 3 learns from."""
-    return sample_rows(work.dataset.part("train"), work.config.stage3.rows, work.config.seed)
+    """The training rows that stage 3 learns from; none of stage 1's while there are enough others.
+
+    A language model is surer of rows that it was tuned on than of new ones.
+    """
+    train, config = work.dataset.part("train"), work.config
+    fresh = train.drop(stage1_rows(work).index)
+    return sample_rows(
+        train if len(fresh) < (config.stage3.rows or len(train)) else fresh, config.stage3.rows, config.seed
+    )
 
 
 def stage2_rows(work: Workspace) -> pd.DataFrame:
@@ -266,6 +274,11 @@ def _prefixed(run: Run, file: str, prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in run.tensors(file).items() if k.startswith(prefix)}
 
 
+def _stage2_settings(config: Config) -> dict:
+    held_out = (config.stage1.rows, config.stage3.rows) if config.stage2.hold_out else None
+    return {"stage2": config.stage2, "held_out": held_out}
+
+
 def _stage3_settings(config: Config) -> dict:
     return {"prompt": config.prompt, "stage3": config.stage3}
 
@@ -281,7 +294,7 @@ SEMANTIC = System(
 SELLA_COLLAB = System(
     "sella_collab",
     "Aligned MF (stage 2)",
-    lambda config: {"stage2": config.stage2, "held_out": config.stage3.rows if config.stage2.hold_out else None},
+    _stage2_settings,
     _align,
     _score_aligned,
     needs=("semantic",),

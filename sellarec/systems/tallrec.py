@@ -7,6 +7,7 @@ Eq. 5), not the causal-LM loss over the answer; the prompt holds liked titles on
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from torch import Tensor, nn
 
 from sellarec.backbone.engine import log_odds, score_rows, without_prefix
@@ -38,6 +39,11 @@ def text_rows(work: Workspace, lm: LanguageModel, rows: np.ndarray) -> list[Toke
     return [lm.tokenize(writer.write(r)) for r in rows]
 
 
+def stage1_rows(work: Workspace) -> pd.DataFrame:
+    """The training rows that the adapter is tuned on."""
+    return sample_rows(work.dataset.part("train"), work.config.stage1.rows, work.config.seed)
+
+
 def _settings(config: Config) -> dict:
     return {"prompt": config.prompt, "lora": config.lora, "stage1": config.stage1}
 
@@ -45,7 +51,7 @@ def _settings(config: Config) -> dict:
 def _fit_stage1(work: Workspace, run: Run) -> None:
     config = work.config
     lm = add_lora(work.fresh_model(), config.lora, config.seed)
-    chosen = sample_rows(work.dataset.part("train"), config.stage1.rows, config.seed)
+    chosen = stage1_rows(work)
     valid = work.part("valid")
     valid_rows = text_rows(work, lm, valid.index.to_numpy())
     train(
