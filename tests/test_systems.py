@@ -15,15 +15,9 @@ from sellarec.runs import Run
 from sellarec.systems import counting
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL, SYSTEMS, find_system
-from sellarec.systems.sella import (
-    HybridModel,
-    _new_soft_tokens,
-    load_soft_tokens,
-    row_inputs,
-    stage2_rows,
-    stage3_rows,
-    standardized,
-)
+from sellarec.systems.sella import HybridModel, _new_soft_tokens, load_soft_tokens, row_inputs
+from sellarec.systems.sella_collab import stage2_rows, stage3_rows
+from sellarec.systems.semantic import standardized
 from sellarec.tables import difference_table, overall_table, pretty, provenance_table, scope, slices_table
 from tests.conftest import SMALL
 

@@ -7,7 +7,7 @@ import torch
 
 from sellarec.systems.base import Workspace
 from sellarec.systems.mf import distinct_ids
-from sellarec.systems.sella import aligned_parts, stage2_rows
+from sellarec.systems.sella_collab import aligned_parts, stage2_rows
 
 
 def alignment_cosines(work: Workspace, seed: int = 0) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +61,7 @@ def fit_collab(
     *,
     train_rows: pd.DataFrame | None = None,
     extra_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-    extra_parameters: list[nn.Parameter] | None = None,
+    extra_groups: Sequence[dict] = (),
     log: Log = lambda entry: None,
     label: str = "MF",
 ) -> float:
@@ -70,8 +70,9 @@ def fit_collab(
     Args:
         model: Maps ids (B,), (B,) to log-odds (B,).
         train_rows: Interactions to train on; None takes the whole training part.
-        extra_loss: Added to each batch's loss, given its users and items; reads `extra_parameters`.
-        extra_parameters: Trained alongside, without weight decay.
+        extra_loss: Added to each batch's loss, given its users and items; reads the parameters of `extra_groups`.
+        extra_groups: Parameter groups of the optimiser ("params", and "lr" if it differs) that are trained alongside,
+            without weight decay.
         log: Called with one dict per epoch.
 
     Returns:
@@ -86,11 +87,11 @@ def fit_collab(
     if loss_of is None:
         raise SellarecError(f"stage2.loss '{config.loss}' is not known. Valid: bce, mse.")
     groups = [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": config.weight_decay}]
-    groups += [{"params": extra_parameters, "weight_decay": 0.0}] if extra_parameters else []
+    groups += [{"weight_decay": 0.0, **g, "params": list(g["params"])} for g in extra_groups]
     optimizer = torch.optim.Adam(groups, lr=config.learning_rate)
     random = torch.Generator().manual_seed(seed)
     best, best_epoch, best_state = -1.0, 0, []
-    trained = [model, *(extra_parameters or [])]
+    trained = [model, *(p for g in groups[1:] for p in g["params"])]
     with Progress(label, config.epochs, "epochs") as progress:
         for epoch in range(config.epochs):
             total = 0.0

@@ -14,7 +14,8 @@ from sellarec.config import Config
 from sellarec.evaluation import auc
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
-from sellarec.systems.sella import aligned_parts, row_inputs, stage3_rows
+from sellarec.systems.sella import row_inputs
+from sellarec.systems.sella_collab import aligned_parts, stage3_rows
 
 HIDDEN, EPOCHS, BATCH, LEARNING_RATE = 256, 20, 256, 1e-3
 

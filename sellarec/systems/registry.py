@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sellarec.errors import SellarecError, nearest
-from sellarec.systems import counting, mf, mlp_control, sella, tallrec
+from sellarec.systems import counting, mf, mlp_control, sella, sella_collab, semantic, tallrec
 from sellarec.systems.base import System
 
 SYSTEMS: dict[str, System] = {
@@ -14,10 +14,10 @@ SYSTEMS: dict[str, System] = {
         mf.MF_BIAS,
         tallrec.ZERO_SHOT,
         tallrec.TALLREC,
-        sella.SEMANTIC,
-        sella.SELLA_COLLAB,
+        semantic.SYSTEM,
+        sella_collab.SYSTEM,
         mlp_control.SYSTEM,
-        sella.SELLA,
+        sella.SYSTEM,
     )
 }
 

@@ -1,8 +1,7 @@
-"""SeLLa-Rec: item distillation, aligned matrix factorisation (stage 2), and the hybrid prompt (stage 3).
+"""Stage 3, SeLLa-Rec itself: the frozen language model reads three trainable soft tokens (paper Eq. 10-11).
 
-Deviations from the paper, each a setting or stated where it is made: MF has biases and they are part of what the
-projection reads; records of the training part are added to the user and item tokens; semantic embeddings are centred
-and scaled to a mean norm of 1; Eq. 8 is InfoNCE.
+Deviations, each a setting: MF has biases and they are part of what the projection reads; records of the training part
+are added to the user and item token.
 """
 
 from __future__ import annotations
@@ -10,123 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from sellarec.backbone.engine import cut_at_soft_tokens, embed_rows, log_odds, score_rows
+from sellarec.backbone.engine import cut_at_soft_tokens, log_odds, score_rows
 from sellarec.backbone.language_model import LanguageModel, TokenRow
-from sellarec.collab.alignment import info_nce
-from sellarec.collab.fit import fit_collab
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.collab.records import training_records
 from sellarec.config import Config
-from sellarec.data.dataset import sample_rows
-from sellarec.prompts import SOFT_TOKENS, Prompt, PromptWriter, item_prompt
+from sellarec.prompts import SOFT_TOKENS, PromptWriter
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
-from sellarec.systems.mf import distinct_ids, mf_log_odds, new_mf
-from sellarec.systems.tallrec import stage1_rows
+from sellarec.systems.sella_collab import aligned_parts, stage2_rows, stage3_rows
 from sellarec.training import load_trainable, train, trainable_state
-
-# --- distillation ---------------------------------------------------------------------------------------------------
-
-
-def _distil(work: Workspace, run: Run) -> None:
-    """One vector per titled item: the tuned model's last hidden state of "Movie: TITLE" (paper Fig. 3)."""
-    lm, dataset = work.tuned_model, work.dataset
-    natural = work.config.prompt.natural_titles
-    items = range(1, dataset.n_items + 1)
-    rows = [lm.tokenize(Prompt("", item_prompt(dataset, i, natural))) for i in items]
-    raw = embed_rows(lm, rows, label="distilling items")
-    table = np.vstack([np.zeros(lm.width, dtype=np.float32), standardized(raw)])
-    run.save_tensors("semantic", {"raw": raw, "semantic": table})
-
-
-def standardized(raw: np.ndarray) -> np.ndarray:
-    """Subtract the mean vector and divide by one number, so that the mean norm is 1.
-
-    Last hidden states of a language model share one large direction; with it every cosine is near 1. The norm decides
-    how far one optimiser step on the warm projection moves its output: at a root mean square of 1 (a norm of
-    sqrt(d_L)), AdamW's step of 1e-3 moves it by more than a word embedding is long.
-    """
-    centred = raw - raw.mean(axis=0)
-    return centred / np.linalg.norm(centred, axis=1).mean()
-
-
-# --- stage 2 --------------------------------------------------------------------------------------------------------
-
-
-def stage3_rows(work: Workspace) -> pd.DataFrame:
-    """The training rows that stage 3 learns from; none of stage 1's while there are enough others.
-
-    A language model is surer of rows that it was tuned on than of new ones.
-    """
-    train, config = work.dataset.part("train"), work.config
-    fresh = train.drop(stage1_rows(work).index)
-    return sample_rows(
-        train if len(fresh) < (config.stage3.rows or len(train)) else fresh, config.stage3.rows, config.seed
-    )
-
-
-def stage2_rows(work: Workspace) -> pd.DataFrame:
-    """The training rows that stage 2 learns from: without stage 3's if they are held out and not all there is."""
-    train, held_out = work.dataset.part("train"), stage3_rows(work)
-    if not work.config.stage2.hold_out or len(held_out) == len(train):
-        return train
-    return train.drop(held_out.index)
-
-
-def _align(work: Workspace, run: Run) -> None:
-    """MF and InfoNCE together (paper Eq. 6-9): user, item and semantic embeddings and the projection are trained."""
-    config, dataset, rows = work.config.stage2, work.dataset, stage2_rows(work)
-    mf = new_mf(dataset, config, work.config.seed)
-    semantic = nn.Embedding.from_pretrained(_semantic_table(work), freeze=False)
-    projection = Projection(mf.feature_dim, semantic.embedding_dim)
-
-    def contrast(user: Tensor, item: Tensor) -> Tensor:
-        unique = item.unique()
-        projected = projection(mf.item_features(unique))
-        loss = info_nce(projected, semantic(unique), config.temperature, symmetric=config.symmetric)
-        return config.alignment * loss
-
-    fit_collab(
-        mf,
-        dataset,
-        config,
-        work.config.seed,
-        train_rows=rows,
-        extra_loss=contrast,
-        extra_parameters=[semantic.weight, *projection.parameters()],
-        log=run.append_log,
-        label="stage 2, MF + InfoNCE",
-    )
-    mf.forget_unseen(*distinct_ids(rows))
-    tensors = {f"mf.{k}": v for k, v in mf.state_dict().items()}
-    tensors |= {f"projection.{k}": v for k, v in projection.state_dict().items()}
-    tensors["semantic.weight"] = semantic.weight.data
-    run.save_tensors("aligned", {k: v.numpy() for k, v in tensors.items()})
-
-
-def aligned_parts(work: Workspace) -> tuple[MatrixFactorization, Projection, nn.Embedding]:
-    """What stage 2 learnt: the collaborative model, its projection, and the semantic embeddings, all trainable."""
-    run = work.run("sella_collab")
-    mf = new_mf(work.dataset, work.config.stage2, 0)
-    mf.load_state_dict(_prefixed(run, "aligned", "mf."))
-    semantic = nn.Embedding.from_pretrained(torch.from_numpy(run.tensors("aligned")["semantic.weight"]), freeze=False)
-    projection = Projection(mf.feature_dim, semantic.embedding_dim)
-    projection.load_state_dict(_prefixed(run, "aligned", "projection."))
-    return mf, projection, semantic
-
-
-def _score_aligned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
-    mf = new_mf(work.dataset, work.config.stage2, 0)
-    mf.load_state_dict(_prefixed(run, "aligned", "mf."))
-    return sigmoid(mf_log_odds(mf, work.dataset, rows))
-
-
-# --- stage 3 --------------------------------------------------------------------------------------------------------
-
 
 RECORD_HIDDEN = 64
 """Width of the hidden layer through which a record of two numbers reaches its token."""
@@ -266,41 +161,11 @@ def _score_hybrid(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     return sigmoid(model.score(work.config.evaluation.raw_yes, "SeLLa-Rec, scoring", run.partial_scores))
 
 
-def _semantic_table(work: Workspace) -> Tensor:
-    return torch.from_numpy(work.run("semantic").tensors("semantic")["semantic"])
-
-
-def _prefixed(run: Run, file: str, prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in run.tensors(file).items() if k.startswith(prefix)}
-
-
-def _stage2_settings(config: Config) -> dict:
-    held_out = (config.stage1.rows, config.stage3.rows) if config.stage2.hold_out else None
-    return {"stage2": config.stage2, "held_out": held_out}
-
-
 def _stage3_settings(config: Config) -> dict:
     return {"prompt": config.prompt, "stage3": config.stage3}
 
 
-SEMANTIC = System(
-    "semantic",
-    "Item distillation",
-    lambda config: {"natural_titles": config.prompt.natural_titles},
-    _distil,
-    needs=("tallrec",),
-    uses_backbone=True,
-)
-SELLA_COLLAB = System(
-    "sella_collab",
-    "Aligned MF (stage 2)",
-    _stage2_settings,
-    _align,
-    _score_aligned,
-    needs=("semantic",),
-    uses_backbone=True,
-)
-SELLA = System(
+SYSTEM = System(
     "sella",
     "SeLLa-Rec",
     _stage3_settings,

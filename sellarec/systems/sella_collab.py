@@ -1,0 +1,113 @@
+"""Stage 2: matrix factorisation whose item vectors are aligned with the distilled ones (paper Eq. 6-9).
+
+Deviations, each a setting: MF has biases; it does not see the rows that stage 3 is trained on; Eq. 8 is InfoNCE.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from sellarec.collab.alignment import info_nce
+from sellarec.collab.fit import fit_collab
+from sellarec.collab.mf import MatrixFactorization, Projection
+from sellarec.config import Config
+from sellarec.data.dataset import sample_rows
+from sellarec.runs import Run
+from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.mf import distinct_ids, mf_log_odds, new_mf
+from sellarec.systems.semantic import semantic_embedding
+from sellarec.systems.tallrec import stage1_rows
+
+
+def stage3_rows(work: Workspace) -> pd.DataFrame:
+    """The training rows that stage 3 learns from; none of stage 1's while there are enough others.
+
+    A language model is surer of rows that it was tuned on than of new ones.
+    """
+    train, config = work.dataset.part("train"), work.config
+    fresh = train.drop(stage1_rows(work).index)
+    return sample_rows(
+        train if len(fresh) < (config.stage3.rows or len(train)) else fresh, config.stage3.rows, config.seed
+    )
+
+
+def stage2_rows(work: Workspace) -> pd.DataFrame:
+    """The training rows that stage 2 learns from: without stage 3's if they are held out and not all there is."""
+    train, held_out = work.dataset.part("train"), stage3_rows(work)
+    if not work.config.stage2.hold_out or len(held_out) == len(train):
+        return train
+    return train.drop(held_out.index)
+
+
+def _align(work: Workspace, run: Run) -> None:
+    """MF and InfoNCE together (paper Eq. 6-9): user, item and semantic embeddings and the projection are trained."""
+    config, dataset, rows = work.config.stage2, work.dataset, stage2_rows(work)
+    mf = new_mf(dataset, config, work.config.seed)
+    semantic = semantic_embedding(work)
+    projection = Projection(mf.feature_dim, semantic.embedding_dim)
+    # Adam moves every entry by the rate at each step, whatever its size; at the full rate the semantic vectors would
+    # meet the projected ones halfway and forget the titles.
+    semantic_rate = config.learning_rate * semantic.weight.detach().square().mean().sqrt().item()
+
+    def contrast(user: Tensor, item: Tensor) -> Tensor:
+        unique = item.unique()
+        projected = projection(mf.item_features(unique))
+        loss = info_nce(projected, semantic(unique), config.temperature, symmetric=config.symmetric)
+        return config.alignment * loss
+
+    fit_collab(
+        mf,
+        dataset,
+        config,
+        work.config.seed,
+        train_rows=rows,
+        extra_loss=contrast,
+        extra_groups=[{"params": [semantic.weight], "lr": semantic_rate}, {"params": projection.parameters()}],
+        log=run.append_log,
+        label="stage 2, MF + InfoNCE",
+    )
+    mf.forget_unseen(*distinct_ids(rows))
+    tensors = {f"mf.{k}": v for k, v in mf.state_dict().items()}
+    tensors |= {f"projection.{k}": v for k, v in projection.state_dict().items()}
+    tensors["semantic.weight"] = semantic.weight.data
+    run.save_tensors("aligned", {k: v.numpy() for k, v in tensors.items()})
+
+
+def aligned_parts(work: Workspace) -> tuple[MatrixFactorization, Projection, nn.Embedding]:
+    """What stage 2 learnt: the collaborative model, its projection, and the semantic embeddings, all trainable."""
+    run = work.run("sella_collab")
+    mf = new_mf(work.dataset, work.config.stage2, 0)
+    mf.load_state_dict(_prefixed(run, "aligned", "mf."))
+    semantic = nn.Embedding.from_pretrained(torch.from_numpy(run.tensors("aligned")["semantic.weight"]), freeze=False)
+    projection = Projection(mf.feature_dim, semantic.embedding_dim)
+    projection.load_state_dict(_prefixed(run, "aligned", "projection."))
+    return mf, projection, semantic
+
+
+def _score_aligned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
+    mf = new_mf(work.dataset, work.config.stage2, 0)
+    mf.load_state_dict(_prefixed(run, "aligned", "mf."))
+    return sigmoid(mf_log_odds(mf, work.dataset, rows))
+
+
+def _prefixed(run: Run, file: str, prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in run.tensors(file).items() if k.startswith(prefix)}
+
+
+def _stage2_settings(config: Config) -> dict:
+    held_out = (config.stage1.rows, config.stage3.rows) if config.stage2.hold_out else None
+    return {"stage2": config.stage2, "held_out": held_out}
+
+
+SYSTEM = System(
+    "sella_collab",
+    "Aligned MF (stage 2)",
+    _stage2_settings,
+    _align,
+    _score_aligned,
+    needs=("semantic",),
+    uses_backbone=True,
+)
