@@ -78,6 +78,7 @@ def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
 
 def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
     """Paired differences to the other systems with intervals, as `tables.difference_table` gives them."""
+    label = table.attrs["label"]
     figure = make_subplots(cols=2, rows=1, shared_yaxes=True, horizontal_spacing=0.06)
     for col, metric in enumerate(("auc", "uauc"), start=1):
         figure.add_scatter(
@@ -91,7 +92,7 @@ def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
             mode="markers",
             marker={"size": 10, "color": COLOURS["sella"]},
             customdata=table[f"{metric}_verdict"],
-            hovertemplate="SeLLa-Rec − %{y}: %{x:+.4f}<br>%{customdata}<extra></extra>",
+            hovertemplate=label + " − %{y}: %{x:+.4f}<br>%{customdata}<extra></extra>",
             showlegend=False,
             row=1,
             col=col,
@@ -100,7 +101,7 @@ def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
         figure.update_xaxes(title_text=f"Δ{metric.upper()}", row=1, col=col)
     figure.update_yaxes(categoryorder="array", categoryarray=list(table.index)[::-1], automargin=True)
     figure.update_layout(**_LAYOUT, height=190 + 40 * len(table))
-    return _titled(figure, "SeLLa-Rec minus each other system (right of 0: SeLLa-Rec is better)", note)
+    return _titled(figure, f"{label} minus each other system (right of 0: {label} is better)", note)
 
 
 def timeline_figure(interactions: pd.DataFrame, note: str = "") -> go.Figure:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 import logging
 import sys
 import time
@@ -85,7 +87,7 @@ def make_report(
     """Execute every notebook and write the entry page; returns its path."""
     started = time.monotonic()
     work = Workspace(make_config(profile, dataset, backbone=backbone, seed=seed, **changes), runs.resolve())
-    folder = reports.resolve() / f"{work.dataset.name}-{Path(backbone).name}-{profile}-{seed}"
+    folder = reports.resolve() / _folder_name(work, profile, changes)
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {
         "dataset": dataset,
@@ -207,6 +209,14 @@ def findings(overall: Any, differences: Any) -> list[str]:
             f"UAUC {line['uauc']:+.4f} ({line['uauc_verdict']})."
         )
     return out
+
+
+def _folder_name(work: Workspace, profile: str, changes: dict[str, Any]) -> str:
+    """One folder per settings, so that a changed one does not overwrite the profile's own report."""
+    name = f"{work.dataset.name}-{Path(work.config.backbone).name}-{profile}-{work.config.seed}"
+    if not changes:
+        return name
+    return f"{name}-{hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:6]}"
 
 
 def _title(notebook: Path) -> str:

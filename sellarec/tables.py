@@ -51,7 +51,8 @@ def difference_table(
     """How much better one system is than each other one, with paired 95 % user-bootstrap intervals.
 
     Returns:
-        Indexed by the other system's label: for each metric m: `m`, `m_low`, `m_high`, `m_verdict`.
+        Indexed by the other system's label: for each metric m: `m`, `m_low`, `m_high`, `m_verdict`. The label of
+        `system` stands in `attrs["label"]`.
     """
     bootstrap, mask = _bootstrap(work, part)
     score = _test_scores(work, system)[mask]
@@ -64,7 +65,9 @@ def difference_table(
             line |= {metric: interval.value, f"{metric}_low": interval.low, f"{metric}_high": interval.high}
             line[f"{metric}_verdict"] = verdict(interval)
         lines.append(line)
-    return pd.DataFrame(lines).set_index("against")
+    table = pd.DataFrame(lines).set_index("against")
+    table.attrs["label"] = find_system(system).label
+    return table
 
 
 def verdict(difference: Interval) -> str:
@@ -127,7 +130,7 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
             for v, lo, hi in table[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
         ]
         if f"{metric}_verdict" in table:
-            out[f"{metric.upper()}, SeLLa-Rec is"] = table[f"{metric}_verdict"]
+            out[f"{metric.upper()}, {table.attrs['label']} is"] = table[f"{metric}_verdict"]
         if f"{metric}_paper" in table:
             out[f"{metric.upper()}, paper (7B)"] = [
                 "" if np.isnan(v) else f"{v:.4f}" for v in table[f"{metric}_paper"].astype(float)
