@@ -14,6 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 SHARED_ML_1M = Path(__file__).resolve().parents[2] / "shared" / "data" / "ml-1m"
 
+USERS_CACHE = os.environ.get("SELLAREC_HOME")
+"""Where slow tests find what the user has fetched; None for the platform's default."""
+
 torch.set_num_threads(1)
 
 
