@@ -35,7 +35,7 @@ class Stage3Config(TrainConfig):
 
     records: bool = True
     """Ours: add to the user and item token how much of their training ratings were likes, and how many there were."""
-    vector_norm: float = 0.5
+    vector_norm: float = 0.25
     """Mean norm at which projected collaborative and semantic vectors start, in norms of a token embedding."""
 
 

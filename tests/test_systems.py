@@ -110,9 +110,9 @@ def test_each_part_of_the_soft_tokens_starts_at_its_share_of_a_word_embeddings_n
     soft = _new_soft_tokens(work, lm)
     with torch.no_grad():
         starts = [
-            (soft.user_scale * soft.collab_projection(soft.mf.user_features(user.unique())), 0.5),
-            (soft.collab_projection(soft.mf.item_features(item.unique())), 0.5),
-            (soft.warm_projection(soft.semantic(item.unique())), 0.5),
+            (soft.user_scale * soft.collab_projection(soft.mf.user_features(user.unique())), 0.25),
+            (soft.collab_projection(soft.mf.item_features(item.unique())), 0.25),
+            (soft.warm_projection(soft.semantic(item.unique())), 0.25),
             (soft.record_projections["item"](item_record), 1.0),
         ]
     for part, share in starts:
