@@ -66,6 +66,7 @@ def execute_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -
             cwd=str(notebook.parent),
             progress_bar=False,
             log_output=True,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # it warns that it listens on localhost
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
         )

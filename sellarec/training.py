@@ -38,9 +38,6 @@ class TrainConfig:
     """Split each step into so many smaller batches, to save memory."""
     learning_rate: float = 1e-3
     """Peak of the cosine schedule (AdamW)."""
-    embedding_learning_rate: float = 1e-4
-    """The same for embedding tables. AdamW moves every entry of a row by up to this much each time the row is seen,
-    however little the row says; the entries of a table are small."""
     warmup: float = 0.03
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 1e-3
@@ -76,6 +73,7 @@ def train(
     seed: int,
     folder: Path,
     *,
+    embedding_learning_rate: float | None = None,
     log: Log = lambda entry: None,
     label: str = "training",
 ) -> float:
@@ -86,6 +84,7 @@ def train(
             saved and restored.
         labels, row_ids: 0/1 labels and dataset row ids of the training rows, shape (n,).
         validate: Returns labels and scores of the validation rows under the current weights.
+        embedding_learning_rate: Peak for embedding tables, if it is not that of the other parameters.
         folder: Checkpoints live in `folder/checkpoint`, and are gone when training is done.
         log: Called when training is done, with one dict per step and per evaluation.
 
@@ -100,7 +99,9 @@ def train(
     schedule = _batches(len(labels), config, seed)
     steps = len(schedule)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, config.learning_rate, embedding_learning_rate), weight_decay=config.weight_decay
+    )
     rising = max(1, round(config.warmup * steps))
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / rising, 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps))))
@@ -157,12 +158,15 @@ def train(
     return position.best
 
 
-def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
+def _parameter_groups(model: nn.Module, rate: float, embedding_rate: float | None) -> list[dict]:
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if id(p) not in tables], "lr": config.learning_rate},
-        {"params": [p for p in parameters if id(p) in tables], "lr": config.embedding_learning_rate},
+        {"params": [p for p in parameters if id(p) not in tables], "lr": rate},
+        {
+            "params": [p for p in parameters if id(p) in tables],
+            "lr": rate if embedding_rate is None else embedding_rate,
+        },
     ]
     return [g for g in groups if g["params"]]
 

@@ -119,3 +119,28 @@ def test_a_loss_that_is_not_finite_stops_with_step_rows_and_advice(problem, tmp_
     broken[17] = float("nan")
     with pytest.raises(SellarecError, match=r"the loss is nan at step \d+, rows \[.*1017.*\].*Lower the learning rate"):
         run((broken, y), tmp_path)
+
+
+def test_embedding_tables_move_at_their_own_rate(tmp_path):
+    class Scores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding.from_pretrained(torch.ones(8, 1), freeze=False)
+            self.readout = nn.Linear(1, 1)
+
+        def forward(self, positions):
+            return self.readout(self.table(torch.as_tensor(positions)))[:, 0]
+
+    labels = np.array([0, 1] * 4, dtype=np.int8)
+    model = Scores()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+
+    def validate():
+        with torch.no_grad():
+            return labels, model(np.arange(8)).numpy()
+
+    config = TrainConfig(batch=8, epochs=1, evaluations=1, weight_decay=0.0)
+    train(model, labels, np.arange(8), validate, config, 0, tmp_path, embedding_learning_rate=1e-6)
+    moved = {n: (p - before[n]).abs().max().item() for n, p in model.named_parameters()}
+    assert moved["table.weight"] == pytest.approx(1e-6, rel=0.1)
+    assert moved["readout.bias"] <= 1e-3 and moved["readout.weight"] == pytest.approx(1e-3, rel=0.1)

@@ -5,7 +5,9 @@ A backbone is named by a registry name (`smollm2-135m`), a folder, a GGUF file, 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
 import tempfile
 from dataclasses import dataclass
@@ -101,7 +103,8 @@ def convert_gguf(path: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     print(f"Converting {path.name} to safetensors (once, about 20 s) ...", flush=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as scratch:
-        loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
+            loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         settings = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
         plain = AutoModelForCausalLM.from_config(type(loaded.config)(**settings), dtype=torch.float32)
         plain.load_state_dict(loaded.state_dict())

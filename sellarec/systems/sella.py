@@ -139,6 +139,7 @@ def _fit_stage3(work: Workspace, run: Run) -> None:
         config.stage3,
         config.seed,
         run.folder,
+        embedding_learning_rate=config.stage3.embedding_learning_rate,
         log=run.append_log,
         label="stage 3, soft tokens",
     )
