@@ -149,19 +149,24 @@ def notebook_html(path: Path) -> str:
 def write_images(folder: Path) -> str:
     """PNG and SVG of every exported figure; returns a sentence that says what happened."""
     sources = sorted((folder / "figures").glob("*.json"))
-    loaded = [pio.read_json(s) for s in sources]
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             for kind in ("png", "svg"):
-                pio.write_images(
-                    loaded, [s.with_suffix(f".{kind}") for s in sources], width=1000, scale=2 if kind == "png" else 1
-                )
+                due = [s for s in sources if not _is_newer(s.with_suffix(f".{kind}"), s)]
+                targets = [s.with_suffix(f".{kind}") for s in due]
+                if due:
+                    figs = [pio.read_json(s) for s in due]
+                    pio.write_images(figs, targets, width=1000, scale=2 if kind == "png" else 1)
     except Exception as error:  # kaleido raises many kinds; a report without images is still whole
         return (
             f"No figure images ({type(error).__name__}): kaleido needs a Chrome or Chromium. Install one, or name it "
             "in BROWSER_PATH, and run the same command again. The interactive figures are in the pages."
         )
     return f"{len(sources)} figures as PNG and SVG in {folder / 'figures'}"
+
+
+def _is_newer(made: Path, source: Path) -> bool:
+    return made.is_file() and made.stat().st_mtime >= source.stat().st_mtime
 
 
 def _entry(work: Workspace, folder: Path, pages: list[Page], profile: str) -> str:

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -20,6 +19,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc
 from sellarec.progress import Progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Log = Callable[[dict], None]
 
@@ -94,6 +96,9 @@ def train(
     Raises:
         SellarecError: a loss is not finite; names the step and its rows.
     """
+    from accelerate import Accelerator  # late, see backbone/loading.py
+    from accelerate.utils import set_seed
+
     set_seed(seed)
     accelerator = Accelerator(gradient_accumulation_steps=config.accumulate, cpu=_on_cpu(model))
     schedule = _batches(len(labels), config, seed)

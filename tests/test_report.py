@@ -1,12 +1,14 @@
 """The real entry points end to end: papermill executes every notebook, the report is built from what they made."""
 
 import json
+import os
 import re
 import shutil
 
 import nbformat
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from sellarec import figures, report
@@ -110,13 +112,36 @@ def test_a_failing_cell_is_named_and_the_executed_notebook_kept(tmp_path, plante
 
 
 def test_without_a_browser_the_report_says_how_to_get_images(made, monkeypatch, tmp_path):
-    shutil.copytree(made / "figures", tmp_path / "figures")
+    shutil.copytree(made / "figures", tmp_path / "figures", ignore=shutil.ignore_patterns("*.png", "*.svg"))
 
     def no_browser(*args, **kwargs):
         raise RuntimeError("no Chrome")
 
     monkeypatch.setattr(report.pio, "write_images", no_browser)
     assert "needs a Chrome or Chromium" in report.write_images(tmp_path)
+
+
+def test_only_figures_that_changed_are_drawn_again(monkeypatch, tmp_path):
+    drawn = []
+
+    def draw(loaded, files, **options):
+        drawn.extend(f.name for f in files)
+        for file in files:
+            file.touch()
+
+    monkeypatch.setattr(report.pio, "write_images", draw)
+    first, second = go.Figure(), go.Figure(layout={"title": {"text": "other"}})
+    for name in ("a", "b"):
+        figures.export_figure(first, name, tmp_path)
+    report.write_images(tmp_path)
+    assert sorted(drawn) == ["a.png", "a.svg", "b.png", "b.svg"]
+    drawn.clear()
+    figures.export_figure(first, "a", tmp_path)
+    figures.export_figure(second, "b", tmp_path)
+    stamp = (tmp_path / "figures" / "b.png").stat().st_mtime + 5
+    os.utime(tmp_path / "figures" / "b.json", (stamp, stamp))
+    report.write_images(tmp_path)
+    assert sorted(drawn) == ["b.png", "b.svg"]
 
 
 def test_figures_show_the_tables_numbers():

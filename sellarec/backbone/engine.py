@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from sellarec.backbone.language_model import LanguageModel, TokenRow
@@ -201,5 +200,5 @@ def _pad(sequences: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Te
 
 def _body(lm: LanguageModel) -> torch.nn.Module:
     """The transformer without its output head, beneath a peft adapter if there is one."""
-    model = lm.model.get_base_model() if isinstance(lm.model, PeftModel) else lm.model
+    model = lm.model.get_base_model() if hasattr(lm.model, "get_base_model") else lm.model
     return model.base_model

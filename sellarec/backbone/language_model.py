@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from sellarec.backbone.loading import Placement, choose_placement, load_backbone
 from sellarec.errors import SellarecError
 from sellarec.prompts import SOFT_TOKENS, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

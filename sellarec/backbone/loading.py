@@ -12,13 +12,15 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from sellarec.data import sources
 from sellarec.errors import SellarecError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -61,6 +63,10 @@ def load_backbone(name: str, placement: Placement) -> tuple[PreTrainedModel, Pre
     Raises:
         SellarecError: nothing by that name can be loaded; says how to get it.
     """
+    # Imported late: it takes seconds, and a report whose runs are all there never needs it.
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     folder = _resolve(name)
@@ -95,6 +101,8 @@ def convert_gguf(path: Path) -> Path:
 
     Reading GGUF takes 20 s and the model it gives cannot be saved or trained; the copy loads in a second and can.
     """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     size = path.stat().st_size
     key = hashlib.sha256(f"{path.resolve()} {size} {path.stat().st_mtime_ns}".encode()).hexdigest()[:12]
     folder = sources.home() / "converted" / f"{path.stem}-{key}"

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 
 from sellarec.backbone.language_model import LanguageModel
 from sellarec.errors import SellarecError
@@ -31,6 +30,8 @@ def add_lora(lm: LanguageModel, settings: LoraSettings, seed: int) -> LanguageMo
 
     The base is cast to the working dtype; adapter weights stay float32.
     """
+    from peft import LoraConfig, get_peft_model  # late, see loading.py
+
     torch.manual_seed(seed)
     targets = settings.targets if settings.targets == "all-linear" else settings.targets.split(",")
     config = LoraConfig(
@@ -57,6 +58,8 @@ def merge_lora(lm: LanguageModel, folder: Path) -> LanguageModel:
     Raises:
         SellarecError: the adapter changes nothing, which means that it did not load.
     """
+    from peft import PeftModel
+
     model = PeftModel.from_pretrained(lm.model, folder)
     if not any(p.abs().sum() > 0 for n, p in model.named_parameters() if "lora_B" in n):
         raise SellarecError(f"{folder}: the adapter's B matrices are zero or missing; it would change nothing.")
