@@ -1,7 +1,7 @@
 """A user's or item's record in the training part, as numbers that a projection reads.
 
-The learnt biases of matrix factorisation have seen the label of every training row, so a later stage that is trained
-on the same rows would trust them too much. These are their closed form (the baseline predictors of Koren, 2009), and
+The learnt biases of matrix factorisation have seen the label of every row they were fitted on, so a later stage that is
+trained on the same rows would trust them too much; holding these rows out costs them data. These are shrunken means, and
 `Dataset.training_counts` keeps a training row's own label out of them.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from sellarec.data.dataset import Dataset
 
 SHRINKAGE = 5.0
-"""Ratings at the average rate of likes that are added to every count (PROTOCOL: counting baseline)."""
+"""Ratings at the average rate of likes that are added to every count, here and in the counting baseline."""
 
 
 def training_records(dataset: Dataset, column: str) -> Tensor:

@@ -1,7 +1,8 @@
 """Stage 3, SeLLa-Rec itself: the frozen language model reads three trainable soft tokens (paper Eq. 10-11).
 
 Deviations, each a setting: MF has biases and they are part of what the projection reads; records of the training part
-are added to the user and item token.
+are added to the user and item token; vectors start at a fraction of a word embedding's norm; tables have a rate of their
+own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from sellarec.training import load_trainable, train, trainable_state
 
 RECORD_HIDDEN = 64
 """Width of the hidden layer through which a record of two numbers reaches its token."""
+
+
+RowInputs = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of some interactions: users (n,), items (n,), and the records of both, (n, 2) each."""
 
 
 class SoftTokens(nn.Module):
@@ -67,20 +72,15 @@ class SoftTokens(nn.Module):
         _rescale(self.collab_projection.layers[-1], items, vector_norm * token_norm)
         _rescale(self.warm_projection, warm, vector_norm * token_norm)
         self.user_scale.copy_(items.norm(dim=1).mean() / users)
-        for column, record in (("user", user_record), ("item", item_record)):
-            if self.record_projections:
-                projection = self.record_projections[column]
-                _rescale(projection.layers[-1], projection(record), token_norm)
+        records = {"user": user_record, "item": item_record}
+        for column, projection in self.record_projections.items():
+            _rescale(projection.layers[-1], projection(records[column]), token_norm)
 
 
 def _rescale(layer: nn.Linear, outputs: Tensor, norm: float) -> None:
     factor = norm / outputs.norm(dim=1).mean()
     layer.weight *= factor
     layer.bias *= factor
-
-
-RowInputs = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Of some interactions: users (n,), items (n,), and the records of both, (n, 2) each."""
 
 
 def row_inputs(work: Workspace, rows: np.ndarray) -> RowInputs:
