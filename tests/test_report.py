@@ -41,6 +41,12 @@ def made(planted_table, llama, tmp_path_factory):
     return index.parent
 
 
+def test_changed_settings_get_a_folder_of_their_own(made, small_workspace):
+    assert re.search(r"-smoke-0-[0-9a-f]{6}$", made.name)
+    names = [report._folder_name(small_workspace, "smoke", c) for c in ({}, {"stage3.rows": 5}, {"stage3.rows": 6})]
+    assert names[0].endswith("-smoke-0") and len(set(names)) == 3
+
+
 def test_the_report_has_a_page_per_notebook_and_every_link_leads_somewhere(made):
     pages = {p.name for p in made.glob("*.html")}
     assert pages == {"index.html"} | {f"{n.stem}.html" for n in NOTEBOOKS}
@@ -138,6 +144,7 @@ def test_only_figures_that_changed_are_drawn_again(monkeypatch, tmp_path):
     drawn.clear()
     figures.export_figure(first, "a", tmp_path)
     figures.export_figure(second, "b", tmp_path)
+    assert "other" in (tmp_path / "figures" / "b.json").read_text()
     stamp = (tmp_path / "figures" / "b.png").stat().st_mtime + 5
     os.utime(tmp_path / "figures" / "b.json", (stamp, stamp))
     report.write_images(tmp_path)

@@ -18,6 +18,7 @@ from sellarec.systems.registry import OVERALL, SYSTEMS, find_system
 from sellarec.systems.sella import HybridModel, _new_soft_tokens, load_soft_tokens, row_inputs
 from sellarec.systems.sella_collab import stage2_rows, stage3_rows
 from sellarec.systems.semantic import standardized
+from sellarec.systems.tallrec import stage1_rows
 from sellarec.tables import difference_table, overall_table, pretty, provenance_table, scope, slices_table
 from tests.conftest import SMALL
 
@@ -91,6 +92,14 @@ def test_stage_3_trains_what_table_1_says_and_nothing_else(small_workspace):
     assert all(torch.equal(p, before[n]) for n, p in lm.model.named_parameters())
 
 
+def test_stage_2_moves_semantic_vectors_in_proportion_to_their_entries(small_workspace):
+    work, config = small_workspace, small_workspace.config.stage2
+    distilled = work.run("semantic").tensors("semantic")["semantic"]
+    moved = np.abs(work.run("sella_collab").tensors("aligned")["semantic.weight"] - distilled).max()
+    steps = config.epochs * -(-len(stage2_rows(work)) // config.batch)
+    assert 0 < moved <= 1.1 * config.learning_rate * steps * np.sqrt((distilled**2).mean())
+
+
 def test_stage_3_moved_every_trainable_table(small_workspace):
     aligned = small_workspace.run("sella_collab").tensors("aligned")
     final = small_workspace.run("sella").tensors("soft_tokens")
@@ -123,6 +132,7 @@ def test_stage_2_never_sees_the_rows_of_stage_3_unless_these_are_all(small_works
     work = small_workspace
     third, second, train = stage3_rows(work), stage2_rows(work), work.dataset.part("train")
     assert len(third) == 32 and not set(third.index) & set(second.index)
+    assert not set(third.index) & set(stage1_rows(work).index)
     assert len(third) + len(second) == len(train)
     for change in ({"stage2.hold_out": False}, {"stage3.rows": None}):
         other = Workspace(make_config("smoke", work.config.dataset, **{**SMALL, **change}), work.root)

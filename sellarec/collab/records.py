@@ -1,8 +1,8 @@
 """A user's or item's record in the training part, as numbers that a projection reads.
 
-The learnt biases of matrix factorisation have seen the label of every row they were fitted on, so a later stage that is
-trained on the same rows would trust them too much; holding these rows out costs them data. These are shrunken means, and
-`Dataset.training_counts` keeps a training row's own label out of them.
+The learnt biases of matrix factorisation have seen the label of every row they were fitted on, so a later stage that
+is trained on the same rows would trust them too much; holding these rows out costs them data. These are shrunken means,
+and `Dataset.training_counts` keeps a training row's own label out of them.
 """
 
 from __future__ import annotations

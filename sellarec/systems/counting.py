@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from sellarec.collab.records import SHRINKAGE
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace
-
-SHRINKAGE = 5.0
-"""So many imagined rows at the overall mean are added to every count."""
 
 
 def fit(work: Workspace, run: Run) -> None:

@@ -1,8 +1,8 @@
 """Stage 3, SeLLa-Rec itself: the frozen language model reads three trainable soft tokens (paper Eq. 10-11).
 
 Deviations, each a setting: MF has biases and they are part of what the projection reads; records of the training part
-are added to the user and item token; vectors start at a fraction of a word embedding's norm; tables have a rate of their
-own.
+are added to the user and item token; vectors start at a fraction of a word embedding's norm; tables have a rate of
+their own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Stage 2: matrix factorisation whose item vectors are aligned with the distilled ones (paper Eq. 6-9).
 
-Deviations: MF has biases and does not see the rows that stage 3 is trained on (both settings); Eq. 8 is InfoNCE; semantic
-vectors learn at a rate in proportion to their entries.
+Deviations: MF has biases and does not see the rows that stage 3 is trained on (both settings); Eq. 8 is InfoNCE;
+semantic vectors learn at a rate in proportion to their entries.
 """
 
 from __future__ import annotations
