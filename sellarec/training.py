@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Log = Callable[[dict], None]
 
+POOL = 16
+"""So many batches are drawn together and sorted by length, so that little of a batch is padding."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -75,6 +78,8 @@ def train(
     seed: int,
     folder: Path,
     *,
+    lengths: np.ndarray | None = None,
+    bf16: bool = False,
     embedding_learning_rate: float | None = None,
     log: Log = lambda entry: None,
     label: str = "training",
@@ -86,6 +91,8 @@ def train(
             saved and restored.
         labels, row_ids: 0/1 labels and dataset row ids of the training rows, shape (n,).
         validate: Returns labels and scores of the validation rows under the current weights.
+        lengths: Tokens of the training rows, shape (n,); rows of similar length then share a batch.
+        bf16: Multiply in bfloat16; trainable parameters and their updates stay float32.
         embedding_learning_rate: Peak for embedding tables, if it is not that of the other parameters.
         folder: Checkpoints live in `folder/checkpoint`, and are gone when training is done.
         log: Called when training is done, with one dict per step and per evaluation.
@@ -100,8 +107,12 @@ def train(
     from accelerate.utils import set_seed
 
     set_seed(seed)
-    accelerator = Accelerator(gradient_accumulation_steps=config.accumulate, cpu=_on_cpu(model))
-    schedule = _batches(len(labels), config, seed)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.accumulate,
+        mixed_precision="bf16" if bf16 else "no",
+        cpu=_on_cpu(model),
+    )
+    schedule = _batches(np.zeros(len(labels)) if lengths is None else np.asarray(lengths), config, seed)
     steps = len(schedule)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -145,7 +156,8 @@ def train(
             position.log.append({"step": position.step, "loss": loss, "learning_rate": rate.get_last_lr()[0]})
             if position.step in eval_steps:
                 model.eval()
-                score = auc(*validate())
+                with accelerator.autocast():
+                    score = auc(*validate())
                 position.log.append({"step": position.step, "valid_auc": score})
                 if score > position.best or position.best_step < 0:
                     position.best, position.best_step = score, position.step
@@ -193,11 +205,22 @@ def _note(loss: float, position: _Position) -> str:
     return f"loss {loss:.3f}" + (f", best valid AUC {position.best:.3f}" if position.best_step >= 0 else "")
 
 
-def _batches(n: int, config: TrainConfig, seed: int) -> list[np.ndarray]:
-    """The rows of every step, fixed in advance, so that a resumed run sees the same ones."""
+def _batches(lengths: np.ndarray, config: TrainConfig, seed: int) -> list[np.ndarray]:
+    """The rows of every step, fixed in advance, so that a resumed run sees the same ones.
+
+    In each epoch a random order is cut into pools of `POOL` batches, each pool is sorted by length and cut into
+    batches, and all full batches are shuffled; a short last batch stays last.
+    """
     random = np.random.default_rng(seed)
-    order = [random.permutation(n) for _ in range(config.epochs)]
-    return [e[i : i + config.batch] for e in order for i in range(0, n, config.batch)]
+    schedule: list[np.ndarray] = []
+    for _ in range(config.epochs):
+        order = random.permutation(len(lengths))
+        pools = [order[i : i + POOL * config.batch] for i in range(0, len(order), POOL * config.batch)]
+        order = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools])
+        batches = [order[i : i + config.batch] for i in range(0, len(order), config.batch)]
+        full = len(order) // config.batch
+        schedule += [batches[i] for i in random.permutation(full)] + batches[full:]
+    return schedule
 
 
 def _on_cpu(model: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from sellarec.backbone.engine import log_odds, score_rows, without_prefix
@@ -28,6 +29,7 @@ class TextModel(nn.Module):
         super().__init__()
         self.llm = lm.model
         self._lm, self._rows = lm, [without_prefix(r) for r in rows]
+        self.lengths = np.array([len(r) for r in rows])
 
     def forward(self, positions: np.ndarray) -> Tensor:
         return log_odds(self._lm, [self._rows[i] for i in positions])
@@ -54,14 +56,17 @@ def _fit_stage1(work: Workspace, run: Run) -> None:
     chosen = stage1_rows(work)
     valid = work.part("valid")
     valid_rows = text_rows(work, lm, valid.index.to_numpy())
+    model = TextModel(lm, text_rows(work, lm, chosen.index.to_numpy()))
     train(
-        TextModel(lm, text_rows(work, lm, chosen.index.to_numpy())),
+        model,
         chosen["label"].to_numpy(),
         chosen.index.to_numpy(),
         lambda: (valid["label"].to_numpy(), score_rows(lm, valid_rows, label="stage 1, validation")),
         config.stage1,
         config.seed,
         run.folder,
+        lengths=model.lengths,
+        bf16=lm.placement.dtype == torch.bfloat16,
         log=run.append_log,
         label="stage 1, LoRA",
     )
