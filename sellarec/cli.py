@@ -74,6 +74,9 @@ def main(argv: list[str] | None = None) -> None:
         _dispatch(argv)
     except SellarecError as error:
         sys.exit(f"sellarec: {error}")
+    except BrokenPipeError:  # the reader of our output, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         sys.exit("\nsellarec: stopped. The same command goes on from the last checkpoint.")
 

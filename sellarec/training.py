@@ -79,7 +79,6 @@ def train(
     folder: Path,
     *,
     lengths: np.ndarray | None = None,
-    bf16: bool = False,
     embedding_learning_rate: float | None = None,
     log: Log = lambda entry: None,
     label: str = "training",
@@ -92,7 +91,6 @@ def train(
         labels, row_ids: 0/1 labels and dataset row ids of the training rows, shape (n,).
         validate: Returns labels and scores of the validation rows under the current weights.
         lengths: Tokens of the training rows, shape (n,); rows of similar length then share a batch.
-        bf16: Multiply in bfloat16; trainable parameters and their updates stay float32.
         embedding_learning_rate: Peak for embedding tables, if it is not that of the other parameters.
         folder: Checkpoints live in `folder/checkpoint`, and are gone when training is done.
         log: Called when training is done, with one dict per step and per evaluation.
@@ -107,11 +105,7 @@ def train(
     from accelerate.utils import set_seed
 
     set_seed(seed)
-    accelerator = Accelerator(
-        gradient_accumulation_steps=config.accumulate,
-        mixed_precision="bf16" if bf16 else "no",
-        cpu=_on_cpu(model),
-    )
+    accelerator = Accelerator(gradient_accumulation_steps=config.accumulate, cpu=_on_cpu(model))
     schedule = _batches(np.zeros(len(labels)) if lengths is None else np.asarray(lengths), config, seed)
     steps = len(schedule)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -127,6 +121,8 @@ def train(
     accelerator.register_for_checkpointing(rate, position)
     _save_trainable_only(accelerator)
     checkpoint, best_file = folder / "checkpoint", folder / "best.safetensors"
+    if not checkpoint.exists() and _old(checkpoint).exists():
+        _old(checkpoint).rename(checkpoint)
     if checkpoint.exists():
         accelerator.load_state(str(checkpoint))
         print(f"{label}: going on from step {position.step} of {steps}", flush=True)
@@ -156,8 +152,7 @@ def train(
             position.log.append({"step": position.step, "loss": loss, "learning_rate": rate.get_last_lr()[0]})
             if position.step in eval_steps:
                 model.eval()
-                with accelerator.autocast():
-                    score = auc(*validate())
+                score = auc(*validate())
                 position.log.append({"step": position.step, "valid_auc": score})
                 if score > position.best or position.best_step < 0:
                     position.best, position.best_step = score, position.step
@@ -241,9 +236,13 @@ def _save_trainable_only(accelerator: Accelerator) -> None:
     accelerator.register_load_state_pre_hook(load)
 
 
+def _old(checkpoint: Path) -> Path:
+    return checkpoint.with_name("checkpoint.old")
+
+
 def _save_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
     """Write beside the old checkpoint, then swap: a kill in between leaves one of the two whole."""
-    fresh, old = checkpoint.with_name("checkpoint.new"), checkpoint.with_name("checkpoint.old")
+    fresh, old = checkpoint.with_name("checkpoint.new"), _old(checkpoint)
     shutil.rmtree(fresh, ignore_errors=True)
     accelerator.save_state(str(fresh))
     if checkpoint.exists():

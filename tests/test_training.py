@@ -1,6 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -98,6 +102,27 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(problem, tmp
     assert torch.equal(trainable_state(whole)["layer.weight"], trainable_state(resumed)["layer.weight"])
 
 
+def test_a_kill_between_the_two_renames_goes_on_from_the_old_checkpoint(problem, tmp_path, monkeypatch, capsys):
+    whole, _, log = run(problem, tmp_path / "whole")
+    rename, renamed = Path.rename, []
+
+    def die_after_moving_the_old_one_away(path, target):
+        rename(path, target)
+        renamed.append(target)
+        if sum(t.name == "checkpoint.old" for t in renamed) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", die_after_moving_the_old_one_away)
+        with pytest.raises(KeyboardInterrupt):
+            run(problem, tmp_path / "killed")
+    capsys.readouterr()
+    resumed, _, log_again = run(problem, tmp_path / "killed")
+    assert "going on from step 4 of 16" in capsys.readouterr().out
+    assert log_again == log
+    assert torch.equal(trainable_state(whole)["layer.weight"], trainable_state(resumed)["layer.weight"])
+
+
 def test_accumulated_steps_equal_whole_ones(problem, tmp_path):
     x, _ = problem
 
@@ -144,3 +169,28 @@ def test_embedding_tables_move_at_their_own_rate(tmp_path):
     moved = {n: (p - before[n]).abs().max().item() for n, p in model.named_parameters()}
     assert moved["table.weight"] == pytest.approx(1e-6, rel=0.1)
     assert moved["readout.bias"] <= 1e-3 and moved["readout.weight"] == pytest.approx(1e-3, rel=0.1)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=200), st.integers(1, 9), st.integers(1, 3), st.integers(0, 5))
+def test_every_epoch_holds_every_row_once_in_full_batches(lengths, batch, epochs, seed):
+    config = TrainConfig(batch=batch, epochs=epochs)
+    schedule = training._batches(np.array(lengths), config, seed)
+    per_epoch = -(-len(lengths) // batch)
+    assert len(schedule) == epochs * per_epoch
+    for e in range(epochs):
+        rows = schedule[e * per_epoch : (e + 1) * per_epoch]
+        assert sorted(np.concatenate(rows)) == list(range(len(lengths)))
+        assert all(len(b) == batch for b in rows[:-1])
+
+
+def test_rows_of_similar_length_share_a_batch_and_the_batches_come_in_random_order():
+    lengths = np.random.default_rng(0).integers(50, 150, 640)
+
+    def padding(schedule):
+        return sum(lengths[b].max() * len(b) for b in schedule) / lengths.sum() - 1
+
+    sorted_ones = training._batches(lengths, TrainConfig(batch=16), 0)
+    random_ones = training._batches(np.zeros(640), TrainConfig(batch=16), 0)
+    assert padding(sorted_ones) < 0.1 < 0.3 < padding(random_ones)
+    means = [lengths[b].mean() for b in sorted_ones]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5

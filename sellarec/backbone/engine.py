@@ -48,13 +48,14 @@ def final_hidden(lm: LanguageModel, rows: Sequence[TokenRow], soft: dict[str, Te
         embeds = embeds.index_put(at, vectors.to(embeds.dtype))
     past, past_mask, past_length = _prefix_cache(lm, rows)
     positions = past_length[:, None] + torch.arange(ids.shape[1], device=ids.device)
-    states = body(
-        inputs_embeds=embeds,
-        attention_mask=torch.cat([past_mask, mask], dim=1),
-        position_ids=positions,
-        past_key_values=past,
-        use_cache=past is not None,
-    ).last_hidden_state  # (B, S, d_L)
+    with lm.precision():
+        states = body(
+            inputs_embeds=embeds,
+            attention_mask=torch.cat([past_mask, mask], dim=1),
+            position_ids=positions,
+            past_key_values=past,
+            use_cache=past is not None,
+        ).last_hidden_state  # (B, S, d_L)
     last = mask.sum(dim=1) - 1
     return states[torch.arange(len(rows), device=ids.device), last].float()
 
@@ -178,7 +179,7 @@ def _prefix_cache(lm: LanguageModel, rows: Sequence[TokenRow]) -> tuple[object |
     place = {prefix: n for n, prefix in enumerate(distinct)}
     of_row = torch.tensor([place[r.prefix] for r in rows], device=device)
     ids, mask = _pad(distinct, device)
-    with torch.no_grad():
+    with torch.no_grad(), lm.precision():
         cache = _body(lm)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
     if len(distinct) < len(rows):
         cache.batch_select_indices(of_row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from sellarec.backbone.loading import Placement, choose_placement, load_backbone
@@ -35,6 +36,7 @@ class LanguageModel:
         answer_ids: Token ids of "Yes" and "No" as they continue "Answer:".
         soft_ids: Vocabulary id that stands for each soft token; its own embedding is never read.
         max_tokens: Prompts longer than this lose their oldest text.
+        mixed: Some weights are float32 beside those of the working dtype and are multiplied in the working dtype.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class LanguageModel:
     answer_ids: tuple[int, int]
     soft_ids: dict[str, int]
     max_tokens: int = 1024
+    mixed: bool = False
 
     @property
     def width(self) -> int:
@@ -93,8 +96,13 @@ class LanguageModel:
         ids = self.tokenizer("a")["input_ids"]
         return self.tokenizer.bos_token_id is not None and ids[0] == self.tokenizer.bos_token_id
 
-    def with_model(self, model: nn.Module) -> LanguageModel:
-        return replace(self, model=model)
+    def with_model(self, model: nn.Module, *, mixed: bool = False) -> LanguageModel:
+        return replace(self, model=model, mixed=mixed)
+
+    def precision(self) -> torch.autocast:
+        """The context in which the model runs."""
+        # not accelerate's mixed precision: that is one setting for all of a process, and the stages differ
+        return torch.autocast(self.placement.device.type, self.placement.dtype, enabled=self.mixed)
 
 
 def open_language_model(name: str, dtype: str = "auto") -> LanguageModel:

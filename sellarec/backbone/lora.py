@@ -28,7 +28,7 @@ class LoraSettings:
 def add_lora(lm: LanguageModel, settings: LoraSettings, seed: int) -> LanguageModel:
     """The language model with a fresh trainable adapter; the base weights stay frozen.
 
-    The base is cast to the working dtype; adapter weights stay float32.
+    The base is cast to the working dtype; adapter weights stay float32, so that small updates are not lost.
     """
     from peft import LoraConfig, get_peft_model  # late, see loading.py
 
@@ -42,7 +42,8 @@ def add_lora(lm: LanguageModel, settings: LoraSettings, seed: int) -> LanguageMo
         task_type="CAUSAL_LM",
     )
     try:
-        return lm.with_model(get_peft_model(lm.model.to(lm.placement.dtype), config))
+        adapted = get_peft_model(lm.model.to(lm.placement.dtype), config)
+        return lm.with_model(adapted, mixed=lm.placement.dtype != torch.float32)
     except ValueError as error:
         raise SellarecError(f"lora.targets '{settings.targets}' does not fit this backbone: {error}") from error
 

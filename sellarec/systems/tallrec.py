@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from sellarec.backbone.engine import log_odds, score_rows, without_prefix
@@ -66,7 +65,6 @@ def _fit_stage1(work: Workspace, run: Run) -> None:
         config.seed,
         run.folder,
         lengths=model.lengths,
-        bf16=lm.placement.dtype == torch.bfloat16,
         log=run.append_log,
         label="stage 1, LoRA",
     )
