@@ -27,6 +27,8 @@ _LAYOUT = {
     "margin": {"l": 70, "r": 40, "t": 90, "b": 60},
     "modebar": {"orientation": "v"},
 }
+_LEGEND_BELOW = {"legend": {"orientation": "h", "y": -0.25}}
+"""Beside the figure the mode bar, which touch screens always show, would lie over it."""
 
 
 def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
@@ -72,7 +74,7 @@ def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
         figure.add_vline(x=0.5, line={"dash": "dot", "color": "#888888"}, row=1, col=col)
         figure.update_xaxes(title_text=metric.upper(), row=1, col=col)
     figure.update_yaxes(categoryorder="array", categoryarray=labels, automargin=True)
-    figure.update_layout(**_LAYOUT, height=190 + 40 * len(labels), legend={"orientation": "h", "y": -0.25})
+    figure.update_layout(**_LAYOUT, **_LEGEND_BELOW, height=190 + 40 * len(labels))
     return _titled(figure, "How well each system tells likes from dislikes", note)
 
 
@@ -112,19 +114,22 @@ def timeline_figure(interactions: pd.DataFrame, note: str = "") -> go.Figure:
     for split, colour in SPLIT_COLOURS.items():
         part = counts[counts["split"] == split]
         figure.add_bar(x=part["week"], y=part["rows"], name=split, marker_color=colour)
-    figure.update_layout(**_LAYOUT, barmode="stack", xaxis_title="week", yaxis_title="interactions", height=360)
+    layout = {"barmode": "stack", "xaxis_title": "week", "yaxis_title": "interactions", "height": 400}
+    figure.update_layout(**_LAYOUT, **_LEGEND_BELOW, **layout)
     return _titled(figure, "The split is by time: models are judged on the future", note)
 
 
-def history_figure(lengths: dict[str, np.ndarray], note: str = "") -> go.Figure:
-    """Share of rows that have at least so many liked titles before them, by split."""
+def history_figure(lengths: dict[str, np.ndarray], shown: int, note: str = "") -> go.Figure:
+    """Share of rows that have at least so many liked titles before them, by split; prompts hold the last `shown`."""
     figure = go.Figure()
     for split, values in lengths.items():
         at = np.arange(0, 101)
         share = [(values >= n).mean() for n in at]
         figure.add_scatter(x=at, y=share, name=split, line={"color": SPLIT_COLOURS[split], "width": 3})
-    figure.add_vline(x=10, line={"dash": "dot", "color": "#888888"}, annotation_text="shown in a prompt")
-    figure.update_layout(**_LAYOUT, xaxis_title="liked titles before the row", yaxis_title="share of rows", height=360)
+    figure.add_vline(x=shown, line={"dash": "dot", "color": "#888888"}, annotation_text=f"{shown} shown in a prompt")
+    figure.update_layout(
+        **_LAYOUT, **_LEGEND_BELOW, xaxis_title="liked titles before the row", yaxis_title="share of rows", height=380
+    )
     figure.update_yaxes(range=[0, 1.02], tickformat=".0%")
     return _titled(figure, "How full the histories are", note)
 
@@ -167,10 +172,11 @@ def training_figure(log: pd.DataFrame, title: str, x: str = "step", note: str = 
         line={"color": "#D55E00"},
         secondary_y=True,
     )
-    figure.update_layout(**_LAYOUT, xaxis_title=x, height=360, legend={"orientation": "h", "y": -0.25})
+    figure.update_layout(**_LAYOUT, **_LEGEND_BELOW, xaxis_title=x, height=400)
     figure.update_yaxes(title_text="loss", secondary_y=False)
-    auc_range = [min(0.45, valid["valid_auc"].min() - 0.02), max(0.8, valid["valid_auc"].max() + 0.02)]
-    figure.update_yaxes(title_text="AUC", range=auc_range, secondary_y=True, showgrid=False)
+    figure.update_yaxes(title_text="AUC", dtick=0.1, tickformat=".1f", secondary_y=True, showgrid=False)
+    auc_range = [min(0.45, valid["valid_auc"].min() - 0.02), max(0.85, valid["valid_auc"].max() + 0.02)]
+    figure.update_yaxes(range=auc_range, secondary_y=True)
     return _titled(figure, title, note)
 
 
@@ -192,7 +198,7 @@ def cosine_figure(cosines: dict[str, np.ndarray], note: str = "") -> go.Figure:
         xaxis_title="cosine",
         yaxis_title="share of items",
         height=380,
-        legend={"orientation": "h", "y": -0.25},
+        **_LEGEND_BELOW,
     )
     return _titled(figure, "Does an item's projected vector point where its title does?", note)
 

@@ -227,3 +227,23 @@ def test_unknown_backbones_dtypes_and_targets_say_what_is_valid(backbone, tmp_pa
 def test_the_chosen_number_format_comes_with_its_reason():
     placement = choose_placement()
     assert placement.device.type in placement.reason and str(placement.dtype).removeprefix("torch.") in placement.reason
+
+
+def test_adapters_keep_float32_and_are_multiplied_in_the_working_dtype(backbone):
+    prompts = [Prompt("The user liked ruby song.", f' Will the user like "{t}"? Answer:') for t in ("storm", "lake")]
+
+    def outcome(dtype):
+        lm = add_lora(open_language_model(str(backbone), dtype), LoraSettings(dropout=0.0), seed=0)
+        adapters = {n: p for n, p in lm.model.named_parameters() if p.requires_grad}
+        products = []
+        layer = next(m for n, m in lm.model.named_modules() if n.endswith("lora_A.default"))
+        layer.register_forward_hook(lambda module, inputs, output: products.append(output.dtype))
+        odds = log_odds(lm, [without_prefix(lm.tokenize(p)) for p in prompts])
+        odds.sum().backward()
+        assert odds.dtype == torch.float32
+        assert all(p.dtype == p.grad.dtype == torch.float32 for p in adapters.values())
+        return odds.detach(), products[0]
+
+    (exact, full), (close, half) = outcome("float32"), outcome("bfloat16")
+    assert full == torch.float32 and half == torch.bfloat16
+    torch.testing.assert_close(close, exact, atol=0.02, rtol=0.05)

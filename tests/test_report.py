@@ -165,3 +165,17 @@ def test_figures_show_the_tables_numbers():
 def test_the_cosine_figure_is_a_share_of_the_items():
     figure = figures.cosine_figure({"a": np.array([0.5, 0.5, -0.5, 0.9])})
     assert sum(figure.data[0].y) == pytest.approx(1)
+
+
+def test_the_history_figure_counts_rows_and_marks_what_prompts_show():
+    figure = figures.history_figure({"train": np.array([0, 1, 5, 5])}, shown=3)
+    share = dict(zip(figure.data[0].x, figure.data[0].y, strict=True))
+    assert (share[0], share[1], share[2], share[5], share[6]) == (1.0, 0.75, 0.5, 0.5, 0.0)
+    assert figure.layout.shapes[0].x0 == 3 and figure.layout.annotations[0].text == "3 shown in a prompt"
+
+
+def test_the_training_figure_holds_every_validation_point_inside_its_axis():
+    log = pd.DataFrame({"step": [1, 2, 2], "loss": [0.7, 0.5, np.nan], "valid_auc": [np.nan, np.nan, 0.91]})
+    figure = figures.training_figure(log, "t")
+    low, high = figure.layout.yaxis2.range
+    assert low < 0.91 < high and list(figure.data[1].y) == [0.91]
