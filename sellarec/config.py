@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sellarec.backbone.lora import LoraSettings
-from sellarec.collab.fit import CollabConfig
+from sellarec.collab.fit import CollabConfig, FitConfig
 from sellarec.data.open import DataConfig
 from sellarec.errors import SellarecError, nearest
 from sellarec.prompts import PromptConfig
@@ -43,6 +43,46 @@ class Stage3Config(TrainConfig):
 
 
 @dataclass(frozen=True)
+class LightGCNConfig(FitConfig):
+    """LightGCN, by default with CoLLM's settings for MovieLens-1M."""
+
+    learning_rate: float = 1e-2
+    """Adam's step size."""
+    layers: int = 2
+    """How often neighbours are averaged."""
+
+
+@dataclass(frozen=True)
+class SASRecConfig(FitConfig):
+    """SASRec, by default with CoLLM's settings for MovieLens-1M."""
+
+    learning_rate: float = 1e-2
+    """Adam's step size."""
+    weight_decay: float = 1e-2
+    """Adam's coupled L2 on all parameters of the model."""
+    history: int = 25
+    """How many of the latest liked items are read."""
+    blocks: int = 2
+    """Transformer blocks."""
+    heads: int = 1
+    """Attention heads."""
+    dropout: float = 0.2
+    """Dropout after embeddings, in attention and in the blocks' networks."""
+
+
+@dataclass(frozen=True)
+class DINConfig(FitConfig):
+    """DIN, by default with CoLLM's settings for MovieLens-1M."""
+
+    learning_rate: float = 1e-4
+    """Adam's step size."""
+    history: int = 10
+    """How many of the latest liked items are read."""
+    dropout: float = 0.2
+    """Dropout after each hidden layer."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of one run."""
 
@@ -60,6 +100,9 @@ class Config:
     stage1: TrainConfig = field(default_factory=lambda: TrainConfig(batch=16))
     stage2: CollabConfig = field(default_factory=CollabConfig)
     stage3: Stage3Config = field(default_factory=Stage3Config)
+    lightgcn: LightGCNConfig = field(default_factory=LightGCNConfig)
+    sasrec: SASRecConfig = field(default_factory=SASRecConfig)
+    din: DINConfig = field(default_factory=DINConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 

@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_bytes(data):
 
 def test_an_unknown_loss_and_a_diverging_one_are_named(data):
     model = MatrixFactorization(data.n_users, data.n_items, 4)
-    with pytest.raises(SellarecError, match=r"stage2\.loss 'l1' is not known\. Valid: bce, mse"):
+    with pytest.raises(SellarecError, match=r"loss 'l1' of MF is not known\. Valid: bce, mse"):
         fit_collab(model, data, CollabConfig(loss="l1"), seed=0)
     model.item_bias.data.fill_(float("nan"))
     with pytest.raises(SellarecError, match="the loss became nan in epoch 0"):

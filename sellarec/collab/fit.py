@@ -18,16 +18,15 @@ from sellarec.evaluation import auc
 from sellarec.progress import Progress
 
 Log = Callable[[dict], None]
+Inputs = Callable[[pd.DataFrame], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
-class CollabConfig:
-    """Matrix factorisation and its alignment with the language model (stage 2)."""
+class FitConfig:
+    """How a collaborative model is trained."""
 
     dim: int = 64
     """Length of user and item embeddings (paper d_C)."""
-    bias: bool = True
-    """User, item and global biases; the paper's model has none."""
     init_std: float = 0.1
     """Standard deviation of the initial embeddings."""
     loss: str = "bce"
@@ -35,13 +34,21 @@ class CollabConfig:
     learning_rate: float = 1e-3
     """Adam's step size."""
     weight_decay: float = 1e-4
-    """Adam's coupled L2 on all collaborative parameters."""
+    """Adam's coupled L2 on all parameters of the model."""
     batch: int = 2048
     """Rows per step."""
     epochs: int = 500
     """At most so many passes over the training part."""
     patience: int = 20
     """Stop after so many epochs without a better validation AUC."""
+
+
+@dataclass(frozen=True)
+class CollabConfig(FitConfig):
+    """Matrix factorisation and its alignment with the language model (stage 2)."""
+
+    bias: bool = True
+    """User, item and global biases; the paper's model has none."""
     alignment: float = 1.0
     """Weight of the InfoNCE loss (paper lambda); 0 trains plain MF."""
     temperature: float = 0.2
@@ -53,14 +60,20 @@ class CollabConfig:
     stage 3 to trust them too much. Has no effect when stage 3 takes all rows (paper)."""
 
 
+def user_and_item(rows: pd.DataFrame) -> tuple[Tensor, ...]:
+    """What a model without histories reads of some interactions: users and items, int64, shape (n,) each."""
+    return tuple(torch.from_numpy(rows[c].to_numpy().astype(np.int64)) for c in ("user", "item"))
+
+
 def fit_collab(
     model: nn.Module,
     dataset: Dataset,
-    config: CollabConfig,
+    config: FitConfig,
     seed: int,
     *,
+    inputs: Inputs = user_and_item,
     train_rows: pd.DataFrame | None = None,
-    extra_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    extra_loss: Callable[..., Tensor] | None = None,
     extra_groups: Sequence[dict] = (),
     log: Log = lambda entry: None,
     label: str = "MF",
@@ -68,9 +81,10 @@ def fit_collab(
     """Train in place and leave the weights of the best epoch in the model.
 
     Args:
-        model: Maps ids (B,), (B,) to log-odds (B,).
+        model: Maps a batch of `inputs` to log-odds (B,).
+        inputs: What the model reads of some interactions, tensors of shape (n, ...); users and items come first.
         train_rows: Interactions to train on; None takes the whole training part.
-        extra_loss: Added to each batch's loss, given its users and items; reads the parameters of `extra_groups`.
+        extra_loss: Added to each batch's loss, given its inputs; reads the parameters of `extra_groups`.
         extra_groups: Parameter groups of the optimiser ("params", and "lr" if it differs) that are trained alongside,
             without weight decay.
         log: Called with one dict per epoch.
@@ -82,10 +96,12 @@ def fit_collab(
         SellarecError: a loss is not finite.
     """
     train_rows = dataset.part("train") if train_rows is None else train_rows
-    train, valid = _tensors(train_rows), _tensors(dataset.part("valid"))
+    valid_rows = dataset.part("valid")
+    train, valid = inputs(train_rows), inputs(valid_rows)
+    labels = torch.from_numpy(train_rows["label"].to_numpy().astype(np.float32))
     loss_of = {"bce": binary_cross_entropy_with_logits, "mse": mse_loss}.get(config.loss)
     if loss_of is None:
-        raise SellarecError(f"stage2.loss '{config.loss}' is not known. Valid: bce, mse.")
+        raise SellarecError(f"loss '{config.loss}' of {label} is not known. Valid: bce, mse.")
     groups = [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": config.weight_decay}]
     groups += [{"weight_decay": 0.0, **g, "params": list(g["params"])} for g in extra_groups]
     optimizer = torch.optim.Adam(groups, lr=config.learning_rate)
@@ -95,20 +111,20 @@ def fit_collab(
     with Progress(label, config.epochs, "epochs") as progress:
         for epoch in range(config.epochs):
             total = 0.0
-            for batch in torch.randperm(len(train[0]), generator=random).split(config.batch):
-                user, item, target = (t[batch] for t in train)
-                loss = loss_of(model(user, item), target)
+            model.train()
+            for batch in torch.randperm(len(labels), generator=random).split(config.batch):
+                read = [t[batch] for t in train]
+                loss = loss_of(model(*read), labels[batch])
                 if extra_loss:
-                    loss = loss + extra_loss(user, item)
+                    loss = loss + extra_loss(*read)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 total += loss.item() * len(batch)
             if not np.isfinite(total):
-                raise SellarecError(f"{label}: the loss became {total} in epoch {epoch}; lower stage2.learning_rate.")
-            with torch.no_grad():
-                score = auc(valid[2].numpy(), model(valid[0], valid[1]).numpy())
-            log({"epoch": epoch, "loss": total / len(train[0]), "valid_auc": score})
+                raise SellarecError(f"{label}: the loss became {total} in epoch {epoch}; lower its learning_rate.")
+            score = auc(valid_rows["label"].to_numpy(), predict(model, valid))
+            log({"epoch": epoch, "loss": total / len(labels), "valid_auc": score})
             progress.advance(1, f"valid AUC {max(best, score):.4f}")
             if score > best:
                 best, best_epoch = score, epoch
@@ -121,6 +137,9 @@ def fit_collab(
     return best
 
 
-def _tensors(part: pd.DataFrame) -> tuple[Tensor, Tensor, Tensor]:
-    user, item = (torch.from_numpy(part[c].to_numpy().astype(np.int64)) for c in ("user", "item"))
-    return user, item, torch.from_numpy(part["label"].to_numpy().astype(np.float32))
+@torch.inference_mode()
+def predict(model: nn.Module, inputs: Sequence[Tensor], batch: int = 8192) -> np.ndarray:
+    """The model's log-odds, shape (n,), float32; in pieces, so that memory stays bounded."""
+    model.eval()
+    pieces = [model(*(t[i : i + batch] for t in inputs)) for i in range(0, len(inputs[0]), batch)]
+    return torch.cat(pieces).numpy()

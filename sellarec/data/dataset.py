@@ -68,6 +68,13 @@ class Dataset:
         lo = start[row] if limit is None else max(start[row], end[row] - limit)
         return items[lo : end[row]]
 
+    def padded_histories(self, rows: np.ndarray, length: int) -> np.ndarray:
+        """The last `length` items liked before each row, oldest first and padded with 0 on the left, (n, length)."""
+        items, start, end = self._likes
+        at = end[rows, None] - np.arange(length, 0, -1)
+        there = at >= start[rows, None]
+        return np.where(there, items[np.where(there, at, 0)], 0).astype(np.int64)
+
     def history_lengths(self, rows: np.ndarray) -> np.ndarray:
         """How many liked items precede each row, shape (n,)."""
         _, start, end = self._likes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sellarec.errors import SellarecError, nearest
-from sellarec.systems import counting, mf, mlp_control, sella, sella_collab, semantic, tallrec
+from sellarec.systems import counting, din, lightgcn, mf, mlp_control, sasrec, sella, sella_collab, semantic, tallrec
 from sellarec.systems.base import System
 
 SYSTEMS: dict[str, System] = {
@@ -12,6 +12,9 @@ SYSTEMS: dict[str, System] = {
         counting.SYSTEM,
         mf.MF,
         mf.MF_BIAS,
+        lightgcn.SYSTEM,
+        sasrec.SYSTEM,
+        din.SYSTEM,
         tallrec.ZERO_SHOT,
         tallrec.TALLREC,
         semantic.SYSTEM,

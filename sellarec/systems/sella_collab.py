@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from sellarec.collab.alignment import info_nce
-from sellarec.collab.fit import fit_collab
+from sellarec.collab.fit import fit_collab, predict, user_and_item
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.config import Config
 from sellarec.data.dataset import sample_rows
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
-from sellarec.systems.mf import distinct_ids, mf_log_odds, new_mf
+from sellarec.systems.collaborative import distinct_ids
+from sellarec.systems.mf import new_mf
 from sellarec.systems.semantic import semantic_embedding
 from sellarec.systems.tallrec import stage1_rows
 
@@ -46,7 +47,8 @@ def stage2_rows(work: Workspace) -> pd.DataFrame:
 def _align(work: Workspace, run: Run) -> None:
     """MF and InfoNCE together (paper Eq. 6-9): user, item and semantic embeddings and the projection are trained."""
     config, dataset, rows = work.config.stage2, work.dataset, stage2_rows(work)
-    mf = new_mf(dataset, config, work.config.seed)
+    torch.manual_seed(work.config.seed)
+    mf = new_mf(dataset, config)
     semantic = semantic_embedding(work)
     projection = Projection(mf.feature_dim, semantic.embedding_dim)
     # Adam moves every entry by the rate at each step, whatever its size; at the full rate the semantic vectors would
@@ -80,7 +82,7 @@ def _align(work: Workspace, run: Run) -> None:
 def aligned_parts(work: Workspace) -> tuple[MatrixFactorization, Projection, nn.Embedding]:
     """What stage 2 learnt: the collaborative model, its projection, and the semantic embeddings, all trainable."""
     run = work.run("sella_collab")
-    mf = new_mf(work.dataset, work.config.stage2, 0)
+    mf = new_mf(work.dataset, work.config.stage2)
     mf.load_state_dict(_prefixed(run, "aligned", "mf."))
     semantic = nn.Embedding.from_pretrained(torch.from_numpy(run.tensors("aligned")["semantic.weight"]), freeze=False)
     projection = Projection(mf.feature_dim, semantic.embedding_dim)
@@ -89,9 +91,9 @@ def aligned_parts(work: Workspace) -> tuple[MatrixFactorization, Projection, nn.
 
 
 def _score_aligned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
-    mf = new_mf(work.dataset, work.config.stage2, 0)
+    mf = new_mf(work.dataset, work.config.stage2)
     mf.load_state_dict(_prefixed(run, "aligned", "mf."))
-    return sigmoid(mf_log_odds(mf, work.dataset, rows))
+    return sigmoid(predict(mf, user_and_item(work.dataset.interactions.iloc[rows])))
 
 
 def _prefixed(run: Run, file: str, prefix: str) -> dict[str, Tensor]:

@@ -1,0 +1,24 @@
+"""DIN (Zhou et al., KDD 2018), in the shape and with the settings of CoLLM for MovieLens-1M.
+
+CoLLM published no training script for it; the training is that of its other baselines.
+"""
+
+from __future__ import annotations
+
+from sellarec.collab.din import DIN
+from sellarec.config import DINConfig
+from sellarec.data.dataset import Dataset
+from sellarec.systems.collaborative import collaborative_system, with_history
+
+
+def _build(dataset: Dataset, config: DINConfig) -> DIN:
+    return DIN(dataset.n_users, dataset.n_items, config.dim, dropout=config.dropout)
+
+
+SYSTEM = collaborative_system(
+    "din",
+    "DIN",
+    lambda config: config.din,
+    _build,
+    inputs=lambda dataset, config: with_history(dataset, config.history),
+)

@@ -1,0 +1,32 @@
+"""SASRec (Kang and McAuley, ICDM 2018), with CoLLM's settings for MovieLens-1M.
+
+Trained on labelled rows with the binary cross-entropy, as CoLLM does, and not on next items with sampled negatives.
+"""
+
+from __future__ import annotations
+
+from sellarec.collab.sasrec import SASRec
+from sellarec.config import SASRecConfig
+from sellarec.data.dataset import Dataset
+from sellarec.systems.collaborative import collaborative_system, with_history
+
+
+def _build(dataset: Dataset, config: SASRecConfig) -> SASRec:
+    return SASRec(
+        dataset.n_items,
+        config.history,
+        config.dim,
+        blocks=config.blocks,
+        heads=config.heads,
+        dropout=config.dropout,
+        init_std=config.init_std,
+    )
+
+
+SYSTEM = collaborative_system(
+    "sasrec",
+    "SASRec",
+    lambda config: config.sasrec,
+    _build,
+    inputs=lambda dataset, config: with_history(dataset, config.history),
+)

@@ -1,0 +1,128 @@
+"""LightGCN, SASRec and DIN: hand-computed cases, invariances, and taste planted in data."""
+
+import numpy as np
+import pytest
+import torch
+
+from sellarec.collab.din import DIN, Dice
+from sellarec.collab.fit import FitConfig, fit_collab, predict, user_and_item
+from sellarec.collab.lightgcn import LightGCN
+from sellarec.collab.sasrec import SASRec
+from sellarec.data.open import open_dataset
+from sellarec.evaluation import auc
+from sellarec.systems.collaborative import with_history
+
+
+@pytest.fixture(scope="module")
+def data(planted_table):
+    return open_dataset(str(planted_table))
+
+
+def test_padded_histories_are_the_histories(data):
+    rows = np.arange(len(data.interactions))
+    for length in (1, 4, 30):
+        padded = data.padded_histories(rows, length)
+        assert padded.shape == (len(rows), length) and padded.dtype == np.int64
+        for row in rows:
+            expected = data.history(row, length)
+            assert padded[row].tolist() == [0] * (length - len(expected)) + expected.tolist()
+
+
+def test_lightgcn_averages_a_node_with_its_normalized_neighbours():
+    # users 1 and 2 like item 1, user 1 likes item 2; item 3 has no edge
+    model = LightGCN(2, 3, (torch.tensor([1, 2, 1]), torch.tensor([1, 1, 2])), dim=1, layers=1)
+    with torch.no_grad():
+        model.embedding.weight[:, 0] = torch.tensor([9.0, 1.0, 2.0, 9.0, 3.0, 4.0, 5.0])  # users 0-2, items 0-3
+    nodes = model.node_vectors()[:, 0].detach()
+    assert nodes[1].item() == pytest.approx((1 + 3 / 2 + 4 / 2**0.5) / 2)  # degrees: user 1 two, item 1 two, item 2 one
+    assert nodes[2].item() == pytest.approx((2 + 3 / 2**0.5) / 2)
+    assert nodes[3 + 3].item() == pytest.approx(5 / 2)
+    assert model(torch.tensor([2]), torch.tensor([3])).item() == pytest.approx((2 + 3 / 2**0.5) / 2 * 5 / 2)
+
+
+def test_lightgcn_counts_an_edge_once_per_like_and_keeps_the_graph_out_of_its_state():
+    model = LightGCN(1, 1, (torch.tensor([1]), torch.tensor([1])), dim=2, layers=3)
+    assert list(model.state_dict()) == ["embedding.weight"]
+    ones = torch.sparse.mm(model.graph, torch.ones(4, 1))[:, 0]
+    assert ones.tolist() == [0, 1, 0, 1]
+
+
+def test_sasrec_reads_the_order_ignores_the_user_and_stands_an_empty_history():
+    torch.manual_seed(0)
+    model = SASRec(9, length=4, dim=8).eval()
+    item = torch.tensor([3, 3, 3, 3])
+    history = torch.tensor([[0, 0, 1, 2], [0, 0, 2, 1], [0, 0, 1, 2], [0, 0, 0, 0]])
+    first, swapped, again, empty = model(torch.tensor([1, 1, 5, 1]), item, history).tolist()
+    assert first == pytest.approx(again) and first != pytest.approx(swapped) and np.isfinite(empty)
+
+
+def test_sasrec_never_looks_at_what_padding_would_say():
+    torch.manual_seed(0)
+    model = SASRec(9, length=4, dim=8).eval()
+    history = torch.tensor([[0, 0, 1, 2]])
+    before = model.state(history)
+    with torch.no_grad():
+        model.position_embedding.weight[:2] += 100.0  # the places that only padding takes here
+    torch.testing.assert_close(model.state(history), before)
+
+
+def test_din_gives_padding_no_weight_and_softmaxes_nothing():
+    torch.manual_seed(0)
+    model = DIN(4, 9, dim=8).eval()
+    user, item = torch.tensor([1]), torch.tensor([3])
+    short, padded = torch.tensor([[1, 2]]), torch.tensor([[0, 0, 0, 1, 2]])
+    torch.testing.assert_close(model(user, item, short), model(user, item, padded))
+    twice = model(user, item, torch.tensor([[1, 2, 1, 2]]))
+    assert not torch.isclose(twice, model(user, item, short))  # weights add up instead of sharing one
+
+
+def test_dice_is_half_a_leaky_unit_at_the_mean():
+    dice = Dice(2).eval()
+    torch.testing.assert_close(dice(torch.tensor([[0.0, 20.0]])), torch.tensor([[0.0, 20.0]]))
+    with torch.no_grad():
+        dice.alpha += 0.5
+    assert dice(torch.tensor([[0.0, -20.0]]))[0, 1].item() == pytest.approx(-10, abs=1e-4)
+
+
+MODELS = {
+    "lightgcn": lambda d: (LightGCN(d.n_users, d.n_items, likes(d), 16, 2), user_and_item),
+    "sasrec": lambda d: (SASRec(d.n_items, 10, 16), with_history(d, 10)),
+    "din": lambda d: (DIN(d.n_users, d.n_items, 16), with_history(d, 10)),
+}
+
+
+def likes(data):
+    train = data.part("train")
+    return user_and_item(train[train["label"] == 1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_planted_taste_is_found_and_rows_are_scored_alone(data, name):
+    torch.manual_seed(0)
+    model, inputs = MODELS[name](data)
+    best = fit_collab(
+        model, data, FitConfig(learning_rate=1e-2, weight_decay=0.0, epochs=60, batch=64), 0, inputs=inputs
+    )
+    assert best > 0.8
+    valid = data.part("valid")
+    scores = predict(model, inputs(valid))
+    assert auc(valid["label"].to_numpy(), scores) == pytest.approx(best)
+    shuffled = valid.sample(frac=1, random_state=0)
+    np.testing.assert_allclose(
+        predict(model, inputs(shuffled)), scores[valid.index.get_indexer(shuffled.index)], atol=1e-5
+    )
+    np.testing.assert_allclose(predict(model, inputs(valid.iloc[:1])), scores[:1], atol=1e-5)
+    test = data.part("test")  # holds users and items that training never saw
+    assert np.isfinite(predict(model, inputs(test))).all() and not set(test["user"]) <= set(data.part("train")["user"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_seed_gives_the_same_bytes(data, name):
+    def weights():
+        torch.manual_seed(3)
+        model, inputs = MODELS[name](data)
+        fit_collab(model, data, FitConfig(epochs=3, batch=64), 3, inputs=inputs)
+        return model.state_dict()
+
+    first, second = weights(), weights()
+    assert all(torch.equal(first[k], second[k]) for k in first)
