@@ -6,6 +6,7 @@ One frozen dataclass is the command line, the notebooks' overrides and the confi
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,13 @@ class Stage3Config(TrainConfig):
     """Ours: add to the user and item token how much of their training ratings were likes, and how many there were."""
     vector_norm: float = 0.25
     """Mean norm at which projected collaborative and semantic vectors start, in norms of a token embedding."""
+    tokens: str = "user,item,warm"
+    """The soft tokens that the prompt holds; a token that is left out takes its sentence with it."""
+    projection: str = "aligned"
+    """"aligned" starts from stage 2's projection (paper), "random" from a fresh one."""
+    order: str = "together"
+    """"together" (paper), or one group of tokens after the other, the first one frozen then: "warm,user+item" or
+    "user+item,warm"."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +177,16 @@ def make_config(profile: str = "quick", dataset: str = "ml-100k", **changes: Any
     merged = {"dataset": dataset, **PROFILES[profile]}
     if profile == "quick":
         merged |= QUICK_ON.get(dataset, {})
-    config = Config()
-    for name, value in (merged | changes).items():
+    return change_config(Config(), merged | changes)
+
+
+def change_config(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The configuration with some settings changed, by dotted name.
+
+    Raises:
+        SellarecError: an unknown name or value type; the nearest valid one is named.
+    """
+    for name, value in changes.items():
         config = _replace(config, name, name.split("."), value)
     return config
 

@@ -16,7 +16,7 @@ class LoraSettings:
     """The adapter of stage 1."""
 
     rank: int = 8
-    """Rank of the update (protocol: 8)."""
+    """Rank of the update (protocol: 8); 0 leaves the backbone as it is."""
     alpha: int = 16
     """Scale; the update is multiplied by alpha / rank."""
     dropout: float = 0.05

@@ -55,6 +55,8 @@ class CollabConfig(FitConfig):
     """InfoNCE temperature (paper tau)."""
     symmetric: bool = True
     """Align in both directions."""
+    frozen_semantic: bool = False
+    """Leave the semantic vectors as they were distilled, here and in stage 3 (paper: they are trained)."""
     hold_out: bool = True
     """Ours: leave the rows on which stage 3 is trained out of stage 2. Vectors that have memorised a row's label teach
     stage 3 to trust them too much. Has no effect when stage 3 takes all rows (paper)."""

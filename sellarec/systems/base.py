@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pandas as pd
 from sellarec.backbone.language_model import LanguageModel, open_language_model
 from sellarec.backbone.loading import choose_placement
 from sellarec.backbone.lora import merge_lora
-from sellarec.config import Config
+from sellarec.config import Config, change_config
 from sellarec.data.dataset import Dataset, sample_rows, sample_users
 from sellarec.data.open import open_dataset
 from sellarec.evaluation import metrics
@@ -34,6 +34,8 @@ class System:
         needs: Systems whose runs this one grows from.
         uses_backbone: False keeps the language model out of the run's place and key.
         uses_seed: False for systems without randomness; they have one run whatever the seed.
+        changes: Settings by dotted name under which this system and all that it needs are computed: a variant of
+            another system is that system with another name and some changes.
     """
 
     name: str
@@ -44,6 +46,7 @@ class System:
     needs: tuple[str, ...] = ()
     uses_backbone: bool = False
     uses_seed: bool = True
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Workspace:
@@ -58,6 +61,7 @@ class Workspace:
         self.config = config
         self.root = Path(root)
         self._runs: dict[str, Run] = {}
+        self._parent: Workspace | None = None
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -87,6 +91,11 @@ class Workspace:
     @cached_property
     def tuned_model(self) -> LanguageModel:
         """The backbone with the stage-1 adapter merged; frozen."""
+        parent = self._parent
+        if parent and parent.run("tallrec").folder == self.run("tallrec").folder:
+            return parent.tuned_model
+        if not self.config.lora.rank:
+            return self.base_model
         return merge_lora(self.fresh_model(), self.run("tallrec").folder / "adapter")
 
     def run(self, name: str) -> Run:
@@ -95,15 +104,25 @@ class Workspace:
             from sellarec.systems.registry import find_system  # the registry imports every system
 
             system = find_system(name)
-            self._runs[name] = ensure_run(self.root, self._key(system), lambda run: self._compute(system, run))
+            place = self._changed(system.changes)
+            self._runs[name] = ensure_run(self.root, place._key(system), lambda run: place._compute(system, run))
         return self._runs[name]
+
+    def _changed(self, changes: Mapping[str, Any]) -> Workspace:
+        """The workspace in which a variant is computed; it shares this one's language models where they agree."""
+        if not changes:
+            return self
+        place = Workspace(change_config(self.config, changes), self.root)
+        place._parent = self
+        return place
 
     def is_done(self, name: str) -> bool:
         """Whether a system's run, and all that it needs, is in the store."""
         from sellarec.systems.registry import find_system
 
         system = find_system(name)
-        return all(self.is_done(n) for n in system.needs) and self._key(system).folder(self.root).exists()
+        place = self._changed(system.changes)
+        return all(place.is_done(n) for n in system.needs) and place._key(system).folder(self.root).exists()
 
     def _key(self, system: System) -> RunKey:
         shared = {"data": self.config.data}

@@ -23,7 +23,10 @@ def new_mf(dataset: Dataset, config: CollabConfig) -> MatrixFactorization:
 
 def _plain(config: Config, bias: bool) -> CollabConfig:
     """Stage-2 settings without the alignment. What it does not use is reset, so that equal runs stay one."""
-    unused = {f: CollabConfig.__dataclass_fields__[f].default for f in ("temperature", "symmetric", "hold_out")}
+    unused = {
+        f: CollabConfig.__dataclass_fields__[f].default
+        for f in ("temperature", "symmetric", "hold_out", "frozen_semantic")
+    }
     return dataclasses.replace(config.stage2, bias=bias, alignment=0.0, **unused)
 
 

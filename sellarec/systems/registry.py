@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from sellarec.errors import SellarecError, nearest
-from sellarec.systems import counting, din, lightgcn, mf, mlp_control, sasrec, sella, sella_collab, semantic, tallrec
+from sellarec.systems import (
+    counting,
+    din,
+    lightgcn,
+    mf,
+    mlp_control,
+    sasrec,
+    sella,
+    sella_collab,
+    semantic,
+    tallrec,
+    variants,
+)
 from sellarec.systems.base import System
 
 SYSTEMS: dict[str, System] = {
@@ -21,6 +33,9 @@ SYSTEMS: dict[str, System] = {
         sella_collab.SYSTEM,
         mlp_control.SYSTEM,
         sella.SYSTEM,
+        variants.COLLM,
+        *variants.ABLATIONS,
+        *variants.OURS,
     )
 }
 

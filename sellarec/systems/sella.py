@@ -11,18 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sellarec.backbone.engine import cut_at_soft_tokens, log_odds, score_rows
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.collab.records import training_records
-from sellarec.config import Config
-from sellarec.prompts import SOFT_TOKENS, PromptWriter
+from sellarec.config import Config, Stage3Config
+from sellarec.errors import SellarecError
+from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, PromptWriter
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
 from sellarec.systems.sella_collab import aligned_parts, stage2_rows, stage3_rows
-from sellarec.training import load_trainable, train, trainable_state
+from sellarec.training import train
 
 RECORD_HIDDEN = 64
 """Width of the hidden layer through which a record of two numbers reaches its token."""
@@ -42,12 +44,33 @@ class SoftTokens(nn.Module):
         self, mf: MatrixFactorization, semantic: nn.Embedding, projection: Projection, *, records: bool = True
     ) -> None:
         super().__init__()
+        self.tokens = SOFT_TOKENS
         self.mf, self.semantic, self.collab_projection = mf, semantic, projection
         width = semantic.embedding_dim
         self.warm_projection = nn.Linear(width, width)
         self.register_buffer("user_scale", torch.ones(()))
         columns = ("user", "item") if records else ()
         self.record_projections = nn.ModuleDict({c: Projection(2, width, RECORD_HIDDEN) for c in columns})
+        self._learns = {n for n, p in self.named_parameters() if p.requires_grad}
+
+    def show(self, tokens: tuple[str, ...], trained: tuple[str, ...]) -> SoftTokens:
+        """Make these tokens, and train the parts of some of them only. User and item token share their parts."""
+        self.tokens = tokens
+        for name, parameter in self.named_parameters():
+            of_warm_token = name.split(".")[0] in ("semantic", "warm_projection")
+            chosen = WARM in trained if of_warm_token else bool({USER, ITEM} & set(trained))
+            parameter.requires_grad_(chosen and name in self._learns)
+        return self
+
+    def learnt(self) -> dict[str, Tensor]:
+        """Copies of everything that stage 3 may change, by name."""
+        state = self.state_dict()
+        return {n: state[n].cpu().clone() for n in sorted(self._learns | {"user_scale"})}
+
+    def restore(self, state: dict[str, Tensor]) -> SoftTokens:
+        """Take over what `learnt` gave."""
+        self.load_state_dict(self.state_dict() | state)
+        return self
 
     def forward(self, user: Tensor, item: Tensor, user_record: Tensor, item_record: Tensor) -> dict[str, Tensor]:
         """Ids (B,), (B,) and records (B, 2), (B, 2) → for each soft token its vectors, shape (B, d_L)."""
@@ -56,7 +79,8 @@ class SoftTokens(nn.Module):
         if self.record_projections:
             user_token = user_token + self.record_projections["user"](user_record)
             item_token = item_token + self.record_projections["item"](item_record)
-        return dict(zip(SOFT_TOKENS, (user_token, item_token, self.warm_projection(self.semantic(item))), strict=True))
+        made = {USER: user_token, ITEM: item_token, WARM: self.warm_projection(self.semantic(item))}
+        return {t: made[t] for t in self.tokens}
 
     @torch.no_grad()
     def fit_scale(self, inputs: RowInputs, token_norm: float, vector_norm: float) -> None:
@@ -98,9 +122,10 @@ class HybridModel(nn.Module):
         super().__init__()
         self.soft = soft
         self._lm = lm
-        writer = PromptWriter(work.dataset, work.config.prompt, SOFT_TOKENS)
-        self.token_rows: list[TokenRow] = [lm.tokenize(writer.write(r), SOFT_TOKENS) for r in rows]
+        writer = PromptWriter(work.dataset, work.config.prompt, soft.tokens)
+        self.token_rows: list[TokenRow] = [lm.tokenize(writer.write(r), soft.tokens) for r in rows]
         self._short = [cut_at_soft_tokens(lm, r) for r in self.token_rows]
+        self.lengths = np.array([len(r) for r in self.token_rows])
         self._inputs = [t.to(lm.placement.device) for t in row_inputs(work, rows)]
 
     def forward(self, positions: np.ndarray) -> Tensor:
@@ -114,47 +139,86 @@ class HybridModel(nn.Module):
         return score_rows(self._lm, self.token_rows, self.vectors, raw_yes=raw_yes, label=label, resume=resume)
 
 
+TOKEN_NAMES = {"user": USER, "item": ITEM, "warm": WARM}
+
+
+def phases(config: Stage3Config) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """What stage 3 does in turn: the tokens that the prompt holds, and those among them that are trained.
+
+    Raises:
+        SellarecError: an unknown token or order.
+    """
+    names = [n.strip() for n in config.tokens.split(",")]
+    if not names or set(names) - set(TOKEN_NAMES):
+        raise SellarecError(f"stage3.tokens '{config.tokens}' is not known. Valid: some of {', '.join(TOKEN_NAMES)}.")
+    tokens = tuple(token for name, token in TOKEN_NAMES.items() if name in names)
+    if config.order == "together":
+        return [(tokens, tokens)]
+    groups = {"warm,user+item": ((WARM,), (USER, ITEM)), "user+item,warm": ((USER, ITEM), (WARM,))}
+    if config.order not in groups:
+        raise SellarecError(f"stage3.order '{config.order}' is not known. Valid: together; {'; '.join(groups)}.")
+    if tokens != SOFT_TOKENS:
+        raise SellarecError(f"stage3.order '{config.order}' needs all of stage3.tokens, not '{config.tokens}'.")
+    first, second = groups[config.order]
+    return [(first, first), (SOFT_TOKENS, second)]
+
+
 def _new_soft_tokens(work: Workspace, lm: LanguageModel) -> SoftTokens:
     """Stage 3's starting point: what stage 2 learnt, a fresh warm projection, and the scale."""
+    config = work.config.stage3
     mf, projection, semantic = aligned_parts(work)
     torch.manual_seed(work.config.seed)
-    soft = SoftTokens(mf, semantic, projection, records=work.config.stage3.records)
-    soft.fit_scale(
-        row_inputs(work, stage2_rows(work).index.to_numpy()), lm.token_norm(), work.config.stage3.vector_norm
-    )
+    if config.projection not in ("aligned", "random"):
+        raise SellarecError(f"stage3.projection '{config.projection}' is not known. Valid: aligned, random.")
+    if config.projection == "random":
+        projection = Projection(mf.feature_dim, lm.width)
+    soft = SoftTokens(mf, semantic, projection, records=config.records)
+    soft.fit_scale(row_inputs(work, stage2_rows(work).index.to_numpy()), lm.token_norm(), config.vector_norm)
     return soft.to(lm.placement.device)
 
 
 def _fit_stage3(work: Workspace, run: Run) -> None:
+    lm, plan = work.tuned_model, phases(work.config.stage3)
+    soft = _new_soft_tokens(work, lm)
+    for number, (shown, trained) in enumerate(plan, start=1):
+        last, half_way = number == len(plan), run.folder / f"phase{number}.safetensors"
+        if not half_way.exists():
+            _train_phase(work, run, soft.show(shown, trained), "" if len(plan) == 1 else f" {number} of {len(plan)}")
+        if last:
+            run.save_tensors("soft_tokens", {k: v.numpy() for k, v in soft.learnt().items()})
+        else:
+            if not half_way.exists():
+                save_file(soft.learnt(), half_way)
+            soft.restore(load_file(half_way))
+
+
+def _train_phase(work: Workspace, run: Run, soft: SoftTokens, which: str) -> None:
     config, lm = work.config, work.tuned_model
     chosen = stage3_rows(work)
     valid = work.part("valid")
-    soft = _new_soft_tokens(work, lm)
+    model = HybridModel(lm, soft, work, chosen.index.to_numpy())
     on_valid = HybridModel(lm, soft, work, valid.index.to_numpy())
     train(
-        HybridModel(lm, soft, work, chosen.index.to_numpy()),
+        model,
         chosen["label"].to_numpy(),
         chosen.index.to_numpy(),
         lambda: (valid["label"].to_numpy(), on_valid.score(label="stage 3, validation")),
         config.stage3,
         config.seed,
         run.folder,
+        lengths=model.lengths,
         embedding_learning_rate=config.stage3.embedding_learning_rate,
         log=run.append_log,
-        label="stage 3, soft tokens",
+        label=f"stage 3, soft tokens{which}",
     )
-    tensors = trainable_state(soft) | {"user_scale": soft.user_scale.cpu()}
-    run.save_tensors("soft_tokens", {k: v.numpy() for k, v in tensors.items()})
 
 
 def load_soft_tokens(work: Workspace, run: Run) -> SoftTokens:
     """The trained soft tokens of a stage-3 run."""
-    lm = work.tuned_model
-    soft = _new_soft_tokens(work, lm)
-    state = {k: torch.from_numpy(v) for k, v in run.tensors("soft_tokens").items()}
-    soft.user_scale.copy_(state.pop("user_scale"))
-    load_trainable(soft, state)
-    return soft.eval()
+    soft = _new_soft_tokens(work, work.tuned_model)
+    soft.restore({k: torch.from_numpy(v) for k, v in run.tensors("soft_tokens").items()})
+    shown, trained = phases(work.config.stage3)[-1]
+    return soft.show(shown, trained).eval()
 
 
 def _score_hybrid(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:

@@ -55,6 +55,8 @@ def _align(work: Workspace, run: Run) -> None:
     # meet the projected ones halfway and forget the titles.
     semantic_rate = config.learning_rate * semantic.weight.detach().square().mean().sqrt().item()
 
+    semantic_group = [] if config.frozen_semantic else [{"params": [semantic.weight], "lr": semantic_rate}]
+
     def contrast(user: Tensor, item: Tensor) -> Tensor:
         unique = item.unique()
         projected = projection(mf.item_features(unique))
@@ -68,7 +70,7 @@ def _align(work: Workspace, run: Run) -> None:
         work.config.seed,
         train_rows=rows,
         extra_loss=contrast,
-        extra_groups=[{"params": [semantic.weight], "lr": semantic_rate}, {"params": projection.parameters()}],
+        extra_groups=[*semantic_group, {"params": projection.parameters()}],
         log=run.append_log,
         label="stage 2, MF + InfoNCE",
     )
@@ -84,7 +86,9 @@ def aligned_parts(work: Workspace) -> tuple[MatrixFactorization, Projection, nn.
     run = work.run("sella_collab")
     mf = new_mf(work.dataset, work.config.stage2)
     mf.load_state_dict(_prefixed(run, "aligned", "mf."))
-    semantic = nn.Embedding.from_pretrained(torch.from_numpy(run.tensors("aligned")["semantic.weight"]), freeze=False)
+    semantic = nn.Embedding.from_pretrained(
+        torch.from_numpy(run.tensors("aligned")["semantic.weight"]), freeze=work.config.stage2.frozen_semantic
+    )
     projection = Projection(mf.feature_dim, semantic.embedding_dim)
     projection.load_state_dict(_prefixed(run, "aligned", "projection."))
     return mf, projection, semantic

@@ -51,6 +51,8 @@ def _settings(config: Config) -> dict:
 
 def _fit_stage1(work: Workspace, run: Run) -> None:
     config = work.config
+    if not config.lora.rank:
+        return
     lm = add_lora(work.fresh_model(), config.lora, config.seed)
     chosen = stage1_rows(work)
     valid = work.part("valid")
@@ -77,7 +79,8 @@ def _score_with(work: Workspace, lm: LanguageModel, run: Run, rows: np.ndarray, 
 
 
 def _score_tuned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
-    return _score_with(work, merge_lora(work.fresh_model(), run.folder / "adapter"), run, rows, "TALLRec, scoring")
+    tuned = merge_lora(work.fresh_model(), run.folder / "adapter") if work.config.lora.rank else work.base_model
+    return _score_with(work, tuned, run, rows, "TALLRec, scoring")
 
 
 def _score_untuned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:

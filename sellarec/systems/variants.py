@@ -1,0 +1,56 @@
+"""Variants of SeLLa-Rec as data: what is switched off or changed. Adding one is one entry.
+
+Each is computed like SeLLa-Rec under its changed settings and shares every run that these do not touch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sellarec.systems.base import System
+from sellarec.systems.sella import SYSTEM as SELLA
+
+
+def _variant(name: str, label: str, changes: dict[str, Any]) -> System:
+    return dataclasses.replace(SELLA, name=name, label=label, changes=changes)
+
+
+COLLM = _variant(
+    "collm",
+    "CoLLM-MF",
+    {
+        "stage2.bias": False,
+        "stage2.alignment": 0.0,
+        "stage2.hold_out": False,
+        "stage3.tokens": "user,item",
+        "stage3.projection": "random",
+        "stage3.records": False,
+        "stage3.embedding_learning_rate": 0.0,
+    },
+)
+"""CoLLM-MF (Zhang et al., TKDE 2025): published MF without biases, frozen; only a fresh mapping into the language
+model's space is trained. Deviation: the mapping is SeLLa-Rec's (GELU, four times as wide inside), not CoLLM's."""
+
+ABLATIONS = (
+    _variant(
+        "no_alignment",
+        "SeLLa-w/o: no alignment, no warm token",
+        {"stage2.alignment": 0.0, "stage3.tokens": "user,item", "stage3.projection": "random"},
+    ),
+    _variant("random_projection", "SeLLa-Proj: random projection", {"stage3.projection": "random"}),
+    _variant("no_warm_token", "SeLLa-Warm: no warm token", {"stage3.tokens": "user,item"}),
+    _variant("no_user_item_tokens", "SeLLa-UI: no user and item token", {"stage3.tokens": "warm"}),
+    _variant("warm_then_user_item", "SeLLa-W-UI: warm token first", {"stage3.order": "warm,user+item"}),
+    _variant("user_item_then_warm", "SeLLa-UI-W: user and item token first", {"stage3.order": "user+item,warm"}),
+)
+"""The paper's Table 5."""
+
+OURS = (
+    _variant("no_records", "no records in the tokens", {"stage3.records": False}),
+    _variant("no_history", "no liked titles in the prompt", {"prompt.history": 0}),
+    _variant("no_lora", "untuned language model", {"lora.rank": 0}),
+    _variant("no_bias", "MF without biases", {"stage2.bias": False}),
+    _variant("frozen_semantic", "frozen semantic vectors", {"stage2.frozen_semantic": True}),
+)
+"""What the paper leaves open."""
