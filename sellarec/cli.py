@@ -8,8 +8,9 @@ import json
 import os
 import platform
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -17,10 +18,14 @@ from sellarec.config import PROFILES, Config, make_config
 from sellarec.data import sources
 from sellarec.errors import SellarecError, nearest
 
+if TYPE_CHECKING:
+    from sellarec.systems.base import Workspace
+
 USAGE = """usage: sellarec COMMAND [--help]
 
   fetch NAME       bring data or a model into the cache: {sources}
   run SYSTEM       compute one system and what it needs:  {systems}
+  run TABLE        all systems of the paper's table3 or table5 (the ablations); a killed call goes on
   report           execute all notebooks and write reports/<run>/index.html
   doctor           versions, CPU features, chosen number format, what is fetched and what is missing
   profile NAME     print a profile's settings: {profiles}
@@ -41,10 +46,10 @@ class Fetch:
 
 @dataclasses.dataclass(frozen=True)
 class RunCommand:
-    """Compute one system and everything that it needs; what is in the store is reused."""
+    """Compute one system, or all of a table, and everything that they need; what is in the store is reused."""
 
     system: tyro.conf.Positional[str]
-    """Name of the system."""
+    """Name of a system, or table3 or table5."""
     profile: str = "quick"
     """smoke, quick or full: the defaults of the settings below."""
     runs: Path = Path("runs")
@@ -107,15 +112,39 @@ def _fetch(argv: list[str]) -> None:
 def _run(argv: list[str]) -> None:
     options = _parse(RunCommand, argv, "sellarec run", system=_first_word(argv))
     from sellarec.systems.base import Workspace
-    from sellarec.systems.registry import find_system
+    from sellarec.systems.registry import TABLES, find_system
 
+    work = Workspace(options.config, options.runs)
+    if options.system in TABLES:
+        return _run_table(work, options.system)
     find_system(options.system)
-    run = Workspace(options.config, options.runs).run(options.system)
+    run = work.run(options.system)
     if (run.folder / "metrics.json").exists():
         for name, found in run.metrics["test"].items():
             auc, uauc = (f"{v:.4f}" if v is not None else "undefined" for v in (found["auc"], found["uauc"]))
             print(f"test {name:5} AUC {auc}  UAUC {uauc}  ({found['rows']:,} rows, {found['users']} users)")
     print(run.folder)
+
+
+def _run_table(work: Workspace, table: str) -> None:
+    """Every system of a table; one that fails leaves the others standing."""
+    from sellarec.systems.registry import TABLES, find_system
+
+    names, lines, failed = TABLES[table], [], 0
+    for number, name in enumerate(names, start=1):
+        print(f"{number} of {len(names)}: {find_system(name).label}", flush=True)
+        try:
+            found = work.run(name).metrics["test"]["all"]
+            lines.append("  ".join(f"{m.upper()} {found[m]:.4f}" if found[m] else m for m in ("auc", "uauc")))
+        except Exception as error:
+            if not isinstance(error, SellarecError):
+                traceback.print_exc()
+            lines.append(f"failed: {error}")
+            failed += 1
+    for name, line in zip(names, lines, strict=True):
+        print(f"{name:22} {line}")
+    if failed:
+        raise SellarecError(f"{failed} of {len(names)} systems failed. The same command tries only these again.")
 
 
 def _report(argv: list[str]) -> None:

@@ -3,6 +3,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import re
 import subprocess
 import sys
 
@@ -118,3 +119,32 @@ def test_the_module_runs_as_a_program_and_ctrl_c_is_kind(monkeypatch):
     monkeypatch.setattr(cli, "_doctor", interrupted)
     with pytest.raises(SystemExit, match="goes on from the last checkpoint"):
         cli.main(["doctor"])
+
+
+def test_a_table_is_one_command_and_a_failed_system_leaves_the_others(planted_table, tmp_path, capsys, monkeypatch):
+    from sellarec.systems import registry
+
+    def fails(work, run):
+        raise ValueError("no such luck")
+
+    broken = dataclasses.replace(registry.SYSTEMS["din"], fit=fails)
+    words = ["run", "table3", "--profile", "smoke", "--dataset", str(planted_table), "--runs", str(tmp_path)]
+    monkeypatch.setitem(registry.TABLES, "table3", ("counting", "din", "sasrec"))
+    with monkeypatch.context() as patch:
+        patch.setitem(registry.SYSTEMS, "din", broken)
+        with pytest.raises(SystemExit, match="1 of 3 systems failed"):
+            cli.main(words)
+    out = capsys.readouterr().out
+    assert "din                    failed: no such luck" in out
+    assert re.search(r"sasrec +AUC 0\.\d{4}  UAUC 0\.\d{4}", out)
+    cli.main(words)
+    again = capsys.readouterr().out
+    assert "failed" not in again and "[planted] DIN" in again and "[planted] SASRec" not in again
+
+
+def test_the_tables_name_systems_that_exist():
+    from sellarec.systems.registry import SYSTEMS, TABLES
+
+    for names in TABLES.values():
+        assert "sella" in names and len(set(names)) == len(names)
+        assert all(SYSTEMS[n].score for n in names)

@@ -43,6 +43,16 @@ OVERALL = ("counting", "mf", "mf_bias", "sella_collab", "mlp_control", "zero_sho
 """The rows of the overall table, in its order."""
 
 
+TABLES = {
+    "table3": (
+        *("counting", "mf", "mf_bias", "lightgcn", "sasrec", "din", "mlp_control"),
+        *("zero_shot", "tallrec", "collm", "sella"),
+    ),
+    "table5": ("sella", *(v.name for v in (*variants.ABLATIONS, *variants.OURS))),
+}
+"""The paper's comparison and its ablation, in their order, each with rows of ours."""
+
+
 def find_system(name: str) -> System:
     if name not in SYSTEMS:
         raise SellarecError(f"system '{name}' is not known. {nearest(name, SYSTEMS)}")
