@@ -7,6 +7,7 @@ from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM
 from sellarec.systems.base import Workspace
 from sellarec.systems.sella import HybridModel, SoftTokens, load_soft_tokens, phases
+from sellarec.systems.sella_collab import stage3_rows
 from sellarec.systems.variants import ABLATIONS, COLLM, OURS
 
 VARIANTS = {v.name: v for v in (COLLM, *ABLATIONS, *OURS)}
@@ -108,3 +109,13 @@ def test_showing_some_tokens_trains_their_parts_only(small_workspace):
     assert trained() == {"semantic", "warm_projection"}
     soft.show((USER, ITEM), (USER, ITEM))
     assert trained() == {"mf", "collab_projection", "record_projections"}
+
+
+def test_person_prompt_trains_free_vectors_and_gives_strangers_the_average(small_workspace):
+    run = small_workspace.run("person_prompt")
+    seen = set(stage3_rows(small_workspace)["user"])
+    table = run.tensors("tokens")["user_embedding.weight"]
+    strangers = [u for u in range(1, len(table)) if u not in seen]
+    assert strangers and all(np.array_equal(table[u], table[strangers[0]]) for u in strangers)
+    np.testing.assert_allclose(table[strangers[0]], table[sorted(seen)].mean(axis=0), atol=1e-5)
+    assert np.isfinite(run.scores["score"]).all()

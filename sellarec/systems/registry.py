@@ -9,6 +9,7 @@ from sellarec.systems import (
     lightgcn,
     mf,
     mlp_control,
+    person_prompt,
     sasrec,
     sella,
     sella_collab,
@@ -33,6 +34,7 @@ SYSTEMS: dict[str, System] = {
         sella_collab.SYSTEM,
         mlp_control.SYSTEM,
         sella.SYSTEM,
+        person_prompt.SYSTEM,
         variants.COLLM,
         *variants.ABLATIONS,
         *variants.OURS,
@@ -46,7 +48,7 @@ OVERALL = ("counting", "mf", "mf_bias", "sella_collab", "mlp_control", "zero_sho
 TABLES = {
     "table3": (
         *("counting", "mf", "mf_bias", "lightgcn", "sasrec", "din", "mlp_control"),
-        *("zero_shot", "tallrec", "collm", "sella"),
+        *("zero_shot", "tallrec", "person_prompt", "collm", "sella"),
     ),
     "table5": ("sella", *(v.name for v in (*variants.ABLATIONS, *variants.OURS))),
 }

@@ -118,7 +118,11 @@ def row_inputs(work: Workspace, rows: np.ndarray) -> RowInputs:
 class HybridModel(nn.Module):
     """A frozen language model that is fed trainable soft tokens, as a map from row positions to log-odds."""
 
-    def __init__(self, lm: LanguageModel, soft: SoftTokens, work: Workspace, rows: np.ndarray) -> None:
+    def __init__(self, lm: LanguageModel, soft: nn.Module, work: Workspace, rows: np.ndarray) -> None:
+        """
+        Args:
+            soft: Has `tokens`, the soft tokens that it makes, and maps a batch of `row_inputs` to their vectors.
+        """
         super().__init__()
         self.soft = soft
         self._lm = lm
@@ -183,7 +187,8 @@ def _fit_stage3(work: Workspace, run: Run) -> None:
     for number, (shown, trained) in enumerate(plan, start=1):
         last, half_way = number == len(plan), run.folder / f"phase{number}.safetensors"
         if not half_way.exists():
-            _train_phase(work, run, soft.show(shown, trained), "" if len(plan) == 1 else f" {number} of {len(plan)}")
+            label = "stage 3, soft tokens" + ("" if len(plan) == 1 else f" {number} of {len(plan)}")
+            train_tokens(work, run, soft.show(shown, trained), work.config.stage3.embedding_learning_rate, label)
         if last:
             run.save_tensors("soft_tokens", {k: v.numpy() for k, v in soft.learnt().items()})
         else:
@@ -192,7 +197,8 @@ def _fit_stage3(work: Workspace, run: Run) -> None:
             soft.restore(load_file(half_way))
 
 
-def _train_phase(work: Workspace, run: Run, soft: SoftTokens, which: str) -> None:
+def train_tokens(work: Workspace, run: Run, soft: nn.Module, embedding_learning_rate: float, label: str) -> None:
+    """Train what makes soft tokens, behind the frozen tuned model, on stage 3's rows and with its settings."""
     config, lm = work.config, work.tuned_model
     chosen = stage3_rows(work)
     valid = work.part("valid")
@@ -207,9 +213,9 @@ def _train_phase(work: Workspace, run: Run, soft: SoftTokens, which: str) -> Non
         config.seed,
         run.folder,
         lengths=model.lengths,
-        embedding_learning_rate=config.stage3.embedding_learning_rate,
+        embedding_learning_rate=embedding_learning_rate,
         log=run.append_log,
-        label=f"stage 3, soft tokens{which}",
+        label=label,
     )
 
 
