@@ -10,15 +10,38 @@ import pandas as pd
 
 from sellarec.evaluation import SLICES, Interval, UserBootstrap, slice_masks
 from sellarec.systems.base import Workspace
-from sellarec.systems.registry import OVERALL, find_system
+from sellarec.systems.registry import OVERALL, TABLES, find_system
 
 PUBLISHED_ML_1M = {
     "mf": (0.6473, 0.6264),
+    "lightgcn": (0.6139, 0.6276),
+    "sasrec": (0.7058, 0.6818),
+    "din": (0.7138, 0.6595),
     "zero_shot": (0.5718, 0.5145),
     "tallrec": (0.7268, 0.6989),
+    "person_prompt": (0.7223, 0.6991),
+    "collm": (0.7357, 0.7179),
     "sella": (0.7606, 0.7464),
+    "no_alignment": (0.7357, 0.7179),
+    "random_projection": (0.7511, 0.7333),
+    "no_warm_token": (0.7521, 0.7371),
+    "no_user_item_tokens": (0.7305, 0.7076),
+    "warm_then_user_item": (0.7576, 0.7458),
+    "user_item_then_warm": (0.7539, 0.7410),
 }
 """AUC and UAUC that SeLLa-Rec's paper prints for ML-1M with Qwen2-7B, all training rows."""
+
+
+def systems_of(work: Workspace, table: str, needed: Sequence[str]) -> tuple[str, ...]:
+    """The systems of "table3" or "table5" that are in the store, and those that are needed in any case.
+
+    What is left out is printed with the command that computes it: a table of language models takes hours.
+    """
+    wanted = list(dict.fromkeys([*TABLES[table], *needed]))
+    missing = [n for n in wanted if n not in needed and not work.is_done(n)]
+    if missing:
+        print(f"Not in the store: {', '.join(missing)}. To compute them: sellarec run {table}, with these settings.")
+    return tuple(n for n in wanted if n not in missing)
 
 
 def overall_table(work: Workspace, systems: Sequence[str] = OVERALL, part: str = "all") -> pd.DataFrame:

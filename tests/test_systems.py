@@ -19,7 +19,15 @@ from sellarec.systems.sella import HybridModel, _new_soft_tokens, load_soft_toke
 from sellarec.systems.sella_collab import stage2_rows, stage3_rows
 from sellarec.systems.semantic import standardized
 from sellarec.systems.tallrec import stage1_rows
-from sellarec.tables import difference_table, overall_table, pretty, provenance_table, scope, slices_table
+from sellarec.tables import (
+    difference_table,
+    overall_table,
+    pretty,
+    provenance_table,
+    scope,
+    slices_table,
+    systems_of,
+)
 from tests.conftest import SMALL
 
 
@@ -268,3 +276,18 @@ def test_uauc_in_the_metrics_counts_users_once(small_workspace):
 def test_the_dataset_of_a_path_that_is_none_is_explained():
     with pytest.raises(SellarecError, match="neither a registered name nor"):
         open_dataset("nowhere.csv")
+
+
+def test_tables_show_what_is_there_and_name_what_is_missing_with_its_command(small_workspace, planted_table, tmp_path):
+    work = Workspace(make_config("smoke", str(planted_table), **SMALL), tmp_path)
+    work.run("sasrec")
+    assert systems_of(work, "table3", ("mf", "sasrec")) == ("mf", "sasrec")
+    assert "sasrec" in systems_of(work, "table3", ()) and "sella" not in systems_of(work, "table3", ())
+    assert not work.is_done("mf")
+
+
+def test_missing_systems_are_printed_with_the_command(small_workspace, tmp_path, capsys):
+    work = Workspace(small_workspace.config, tmp_path)
+    assert systems_of(work, "table5", ()) == ()
+    out = capsys.readouterr().out
+    assert "no_warm_token" in out and "sellarec run table5" in out

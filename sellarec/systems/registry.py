@@ -47,7 +47,7 @@ OVERALL = ("counting", "mf", "mf_bias", "sella_collab", "mlp_control", "zero_sho
 
 TABLES = {
     "table3": (
-        *("counting", "mf", "mf_bias", "lightgcn", "sasrec", "din", "mlp_control"),
+        *("counting", "mf", "mf_bias", "lightgcn", "sasrec", "din", "sella_collab", "mlp_control"),
         *("zero_shot", "tallrec", "person_prompt", "collm", "sella"),
     ),
     "table5": ("sella", *(v.name for v in (*variants.ABLATIONS, *variants.OURS))),
