@@ -54,6 +54,12 @@ class Stage3Config(TrainConfig):
 class LightGCNConfig(FitConfig):
     """LightGCN, by default with CoLLM's settings for MovieLens-1M."""
 
+    epochs: int = 1000
+    """At most so many passes over the training part."""
+    patience: int = 100
+    """Stop after so many epochs without a better validation AUC."""
+    init_std: float = 0.1
+    """Standard deviation of the initial embeddings."""
     learning_rate: float = 1e-2
     """Adam's step size."""
     layers: int = 2
@@ -64,6 +70,12 @@ class LightGCNConfig(FitConfig):
 class SASRecConfig(FitConfig):
     """SASRec, by default with CoLLM's settings for MovieLens-1M."""
 
+    epochs: int = 1000
+    """At most so many passes over the training part."""
+    patience: int = 100
+    """Stop after so many epochs without a better validation AUC."""
+    init_std: float = 0.1
+    """Standard deviation of the initial embeddings; CoLLM's start at 1."""
     learning_rate: float = 1e-2
     """Adam's step size."""
     weight_decay: float = 1e-2
@@ -82,6 +94,10 @@ class SASRecConfig(FitConfig):
 class DINConfig(FitConfig):
     """DIN, by default with CoLLM's settings for MovieLens-1M."""
 
+    epochs: int = 1000
+    """At most so many passes over the training part."""
+    patience: int = 100
+    """Stop after so many epochs without a better validation AUC."""
     learning_rate: float = 1e-4
     """Adam's step size."""
     history: int = 10

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from safetensors.numpy import load_file, save_file
 from sellarec.errors import SellarecError
 
 MANIFEST = "manifest.json"
+SCRATCH = "scratch-"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,14 @@ class Run:
         path = self.folder / "log.jsonl"
         return pd.read_json(path, lines=True) if path.is_file() and path.stat().st_size else pd.DataFrame()
 
+    def scratch(self, name: str) -> Path:
+        """A folder for what an interrupted computation goes on from; `clear_scratch` removes it."""
+        return self.folder / f"{SCRATCH}{name}"
+
+    def clear_scratch(self) -> None:
+        for folder in self.folder.glob(f"{SCRATCH}*"):
+            shutil.rmtree(folder)
+
     @property
     def partial_scores(self) -> Path | None:
         """Where scoring may keep its work; None for a finished run, which nobody writes to."""
@@ -112,7 +122,7 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None]) -> Run:
     with FileLock(work.with_suffix(".lock")):
         if not folder.exists():
             run = Run(work)
-            run.write_json("config", _description(key))
+            run.write_json("config", _description(key, _code_so_far(work)))
             compute(run)
             run.write_json("manifest", {"files": _hashes(work)})
             os.replace(work, folder)
@@ -139,13 +149,21 @@ def open_run(folder: Path) -> Run:
     return Run(folder)
 
 
-def _description(key: RunKey) -> dict[str, Any]:
-    """What a reader needs to know of where a run comes from."""
+def _code_so_far(work: Path) -> list[str]:
+    """The code versions under which an interrupted computation began."""
+    try:
+        return json.loads((work / "config.json").read_text())["code"].split(", ")
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def _description(key: RunKey, before: list[str]) -> dict[str, Any]:
+    """What a reader needs to know of where a run comes from; `before` are the code versions that began it."""
     names = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy", "pandas")
     return {
         **{k: getattr(key, k) for k in key.__dataclass_fields__},
         "key": key.digest,
-        "code": code_version(),
+        "code": ", ".join(dict.fromkeys([*before, code_version()])),
         "versions": {"python": platform.python_version(), **{n: version(n) for n in names}},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 import time
@@ -55,8 +56,13 @@ class TrainConfig:
 
 @dataclass
 class _Position:
-    """Where training stands; saved with every checkpoint."""
+    """Where training stands; saved with every checkpoint.
 
+    Attributes:
+        plan: Digest of the rows of every step.
+    """
+
+    plan: str = ""
     step: int = 0
     best: float = -1.0
     best_step: int = -1
@@ -92,14 +98,15 @@ def train(
         validate: Returns labels and scores of the validation rows under the current weights.
         lengths: Tokens of the training rows, shape (n,); rows of similar length then share a batch.
         embedding_learning_rate: Peak for embedding tables, if it is not that of the other parameters.
-        folder: Checkpoints live in `folder/checkpoint`, and are gone when training is done.
+        folder: Checkpoints and best weights live here, and stay when training is done: a second call then returns at
+            once with the same result. The caller removes the folder when it has saved what it needs.
         log: Called when training is done, with one dict per step and per evaluation.
 
     Returns:
         The best validation AUC.
 
     Raises:
-        SellarecError: a loss is not finite; names the step and its rows.
+        SellarecError: a loss is not finite; names the step and its rows. The checkpoint is of other rows or batches.
     """
     from accelerate import Accelerator  # late, see backbone/loading.py
     from accelerate.utils import set_seed
@@ -108,6 +115,7 @@ def train(
     accelerator = Accelerator(gradient_accumulation_steps=config.accumulate, cpu=_on_cpu(model))
     schedule = _batches(np.zeros(len(labels)) if lengths is None else np.asarray(lengths), config, seed)
     steps = len(schedule)
+    plan = hashlib.sha256(b"".join(np.asarray(row_ids)[b].tobytes() for b in schedule)).hexdigest()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         _parameter_groups(model, config.learning_rate, embedding_learning_rate), weight_decay=config.weight_decay
@@ -117,15 +125,21 @@ def train(
         optimizer, lambda s: min((s + 1) / rising, 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps))))
     )
     model, optimizer = accelerator.prepare(model, optimizer)
-    position = _Position()
+    position = _Position(plan=plan)
     accelerator.register_for_checkpointing(rate, position)
     _save_trainable_only(accelerator)
+    folder.mkdir(exist_ok=True)
     checkpoint, best_file = folder / "checkpoint", folder / "best.safetensors"
     if not checkpoint.exists() and _old(checkpoint).exists():
         _old(checkpoint).rename(checkpoint)
     if checkpoint.exists():
         accelerator.load_state(str(checkpoint))
-        print(f"{label}: going on from step {position.step} of {steps}", flush=True)
+        if position.plan != plan:
+            raise SellarecError(
+                f"{folder} holds a checkpoint of other rows or batches, from another version of this code. Remove it."
+            )
+        if position.step < steps:
+            print(f"{label}: going on from step {position.step} of {steps}", flush=True)
     eval_steps = {round(steps * (n + 1) / config.evaluations) for n in range(config.evaluations)}
     target = torch.from_numpy(np.asarray(labels, dtype=np.float32)).to(accelerator.device)
 
@@ -135,7 +149,7 @@ def train(
             batch = schedule[position.step]
             model.train()
             loss = 0.0
-            for part in np.array_split(batch, config.accumulate):
+            for part in np.array_split(batch, min(config.accumulate, len(batch))):
                 part_loss = binary_cross_entropy_with_logits(model(part), target[part], reduction="sum") / len(batch)
                 accelerator.backward(part_loss * config.accumulate)  # accelerate divides by the number of parts
                 loss += part_loss.item()
@@ -158,15 +172,13 @@ def train(
                     position.best, position.best_step = score, position.step
                     save_file(trainable_state(model), best_file)
             progress.advance(config.batch, _note(loss, position))
-            if time.monotonic() - saved > config.checkpoint_seconds:
+            if time.monotonic() - saved > config.checkpoint_seconds or position.step == steps:
                 _save_checkpoint(accelerator, checkpoint)
                 saved = time.monotonic()
     model.eval()
     load_trainable(model, load_file(best_file))
     for entry in position.log:
         log(entry)
-    best_file.unlink()
-    shutil.rmtree(checkpoint, ignore_errors=True)
     return position.best
 
 

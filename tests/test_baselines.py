@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sellarec.collab import fit
 from sellarec.collab.din import DIN, Dice
 from sellarec.collab.fit import FitConfig, fit_collab, predict, user_and_item
 from sellarec.collab.lightgcn import LightGCN
@@ -40,11 +41,12 @@ def test_lightgcn_averages_a_node_with_its_normalized_neighbours():
     assert model(torch.tensor([2]), torch.tensor([3])).item() == pytest.approx((2 + 3 / 2**0.5) / 2 * 5 / 2)
 
 
-def test_lightgcn_counts_an_edge_once_per_like_and_keeps_the_graph_out_of_its_state():
-    model = LightGCN(1, 1, (torch.tensor([1]), torch.tensor([1])), dim=2, layers=3)
+def test_lightgcn_counts_a_repeated_like_twice_and_keeps_the_graph_out_of_its_state():
+    model = LightGCN(1, 2, (torch.tensor([1, 1, 1]), torch.tensor([1, 1, 2])), dim=2, layers=3)
     assert list(model.state_dict()) == ["embedding.weight"]
-    ones = torch.sparse.mm(model.graph, torch.ones(4, 1))[:, 0]
-    assert ones.tolist() == [0, 1, 0, 1]
+    weights = model.graph.to_dense()
+    assert weights[1, 3].item() == pytest.approx(2 / (3 * 2) ** 0.5)  # degrees: user 1 three, item 1 two
+    assert weights[4, 1].item() == pytest.approx(1 / 3**0.5) and torch.equal(weights, weights.T)
 
 
 def test_sasrec_reads_the_order_ignores_the_user_and_stands_an_empty_history():
@@ -56,14 +58,20 @@ def test_sasrec_reads_the_order_ignores_the_user_and_stands_an_empty_history():
     assert first == pytest.approx(again) and first != pytest.approx(swapped) and np.isfinite(empty)
 
 
-def test_sasrec_never_looks_at_what_padding_would_say():
+def test_sasrec_is_causal_and_padding_has_no_place_of_its_own():
     torch.manual_seed(0)
     model = SASRec(9, length=4, dim=8).eval()
-    history = torch.tensor([[0, 0, 1, 2]])
-    before = model.state(history)
+    first, second = model.states(torch.tensor([[0, 0, 1, 2], [0, 0, 1, 5]]))
+    torch.testing.assert_close(first[:3], second[:3])
+    assert not torch.allclose(first[3], second[3])
     with torch.no_grad():
         model.position_embedding.weight[:2] += 100.0  # the places that only padding takes here
-    torch.testing.assert_close(model.state(history), before)
+    torch.testing.assert_close(model.states(torch.tensor([[0, 0, 1, 2]]))[0], first)
+
+
+def test_a_last_batch_of_one_row_joins_the_one_before():
+    sizes = [len(b) for b in fit._batches(torch.arange(9), 4)]
+    assert sizes == [4, 5] and [len(b) for b in fit._batches(torch.arange(1), 4)] == [1]
 
 
 def test_din_gives_padding_no_weight_and_softmaxes_nothing():

@@ -51,13 +51,36 @@ def run(problem, folder, config=CONFIG, model=None, **options):
     return model, best, log
 
 
-def test_training_learns_keeps_the_best_and_leaves_no_scratch_files(problem, tmp_path):
+def test_training_learns_and_keeps_the_best(problem, tmp_path):
     model, best, log = run(problem, tmp_path)
     evaluations = [e["valid_auc"] for e in log if "valid_auc" in e]
     assert best == max(evaluations) > 0.9 and len(evaluations) == 4
     assert [e["step"] for e in log if "loss" in e] == list(range(1, 17))
-    assert list(tmp_path.iterdir()) == []
     assert set(trainable_state(model)) == {"layer.weight", "layer.bias"}
+
+
+def test_a_second_call_after_the_end_gives_the_same_result_without_a_step(problem, tmp_path, monkeypatch, capsys):
+    model, best, log = run(problem, tmp_path)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a, **k: pytest.fail("took a step"))
+    again, best_again, log_again = run(problem, tmp_path)
+    assert (best_again, log_again) == (best, log) and "going on" not in capsys.readouterr().out
+    assert torch.equal(model.layer.weight, again.layer.weight)
+
+
+def test_a_checkpoint_of_other_batches_is_refused(problem, tmp_path):
+    run(problem, tmp_path)
+    with pytest.raises(SellarecError, match=r"checkpoint of other rows or batches.*Remove it"):
+        run(problem, tmp_path, lengths=np.arange(64))
+
+
+@pytest.mark.parametrize("rows", [9, 12])
+def test_a_last_batch_with_fewer_rows_than_parts_is_no_problem(problem, tmp_path, rows):
+    x, y = problem
+    log = []
+    model = Linear(x[:rows])
+    config = TrainConfig(batch=8, accumulate=4, evaluations=1)
+    train(model, y[:rows], np.arange(rows), lambda: (y[:8], np.arange(8)), config, 0, tmp_path, log=log.append)
+    assert [e["step"] for e in log if "loss" in e] == [1, 2]
 
 
 @pytest.mark.parametrize("killed_at", [1, 7, 11])

@@ -1,14 +1,21 @@
 """Every variant runs, differs from SeLLa-Rec where it says so and nowhere else, and shares what it does not touch."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 
+import sellarec.training as training
+from sellarec.config import make_config
 from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM
+from sellarec.systems import person_prompt, registry, sella
 from sellarec.systems.base import Workspace
 from sellarec.systems.sella import HybridModel, SoftTokens, load_soft_tokens, phases
 from sellarec.systems.sella_collab import stage3_rows
 from sellarec.systems.variants import ABLATIONS, COLLM, OURS
+from tests.conftest import SMALL
 
 VARIANTS = {v.name: v for v in (COLLM, *ABLATIONS, *OURS)}
 
@@ -63,11 +70,55 @@ def test_a_token_that_is_left_out_takes_its_sentence_with_it(small_workspace, na
     assert ("collaborative feature is" in text) == (USER in tokens)
 
 
-def test_the_second_phase_leaves_what_the_first_one_learnt(small_workspace):
-    for name, kept in (("warm_then_user_item", "semantic.weight"), ("user_item_then_warm", "mf.item_embedding.weight")):
-        assert np.array_equal(
-            small_workspace.run(name).tensors("phase1")[kept], small_workspace.run(name).tensors("soft_tokens")[kept]
-        )
+@pytest.mark.parametrize("name", ["warm_then_user_item", "user_item_then_warm"])
+def test_each_phase_changes_its_own_group_only_and_a_kill_in_the_second_changes_nothing(
+    small_workspace, tmp_path, monkeypatch, name
+):
+    """The run is killed at the end of phase 2, begun again, and compared with the one that nobody killed."""
+    work = Workspace(small_workspace.config, small_workspace.root)
+    killed = dataclasses.replace(VARIANTS[name], version=2)  # another key for the same computation
+    monkeypatch.setitem(registry.SYSTEMS, name, killed)
+    states, train, save = [], sella.train_tokens, training._save_checkpoint
+
+    def observed(place, run, soft, *rest):
+        train(place, run, soft, *rest)
+        states.append({k: v.numpy().copy() for k, v in soft.learnt().items()})
+
+    def dies(accelerator, checkpoint):
+        if checkpoint.parent.name == "scratch-phase2" and len(states) == 1:
+            raise KeyboardInterrupt
+        save(accelerator, checkpoint)
+
+    monkeypatch.setattr(sella, "train_tokens", observed)
+    monkeypatch.setattr(training, "_save_checkpoint", dies)
+    with pytest.raises(KeyboardInterrupt):
+        work.run(name)
+    run = Workspace(small_workspace.config, small_workspace.root).run(name)
+    whole = small_workspace.run(name)
+    assert run.folder != whole.folder and run.log.equals(whole.log) and set(run.log["phase"]) == {1, 2}
+    assert not list(run.folder.glob("scratch-*"))
+    after_first, after_second = states[-2:]
+    first, second = ["semantic.weight"], ["mf.item_embedding.weight", "mf.user_embedding.weight"]
+    if name == "user_item_then_warm":
+        first, second = second, first
+    aligned = work._changed(killed.changes).run("sella_collab").tensors("aligned")
+    assert all(np.array_equal(aligned[k], after_first[k]) for k in second)
+    assert all(np.array_equal(after_first[k], after_second[k]) for k in first)
+    for key, value in whole.tensors("soft_tokens").items():
+        assert np.array_equal(value, run.tensors("soft_tokens")[key]), key
+
+
+def test_a_variant_without_stage_1_does_not_tune_the_model_that_it_does_not_use(planted_table, llama, tmp_path):
+    Workspace(make_config("smoke", str(planted_table), backbone=str(llama), **SMALL), tmp_path).run("no_lora")
+    assert len(list(tmp_path.glob("*/*/tallrec/*"))) == 1
+
+
+def test_a_typo_in_stage_3_is_found_before_anything_is_computed(planted_table, llama, tmp_path):
+    for setting in ("tokens", "projection", "order"):
+        config = make_config("smoke", str(planted_table), backbone=str(llama), **SMALL, **{f"stage3.{setting}": "wram"})
+        with pytest.raises(SellarecError, match=rf"stage3\.{setting} 'wram'"):
+            Workspace(config, tmp_path).run("sella")
+    assert not list(tmp_path.glob("*/*/*"))
 
 
 def test_a_random_projection_starts_elsewhere_and_an_untuned_model_is_the_backbone(small_workspace):
@@ -111,11 +162,22 @@ def test_showing_some_tokens_trains_their_parts_only(small_workspace):
     assert trained() == {"mf", "collab_projection", "record_projections"}
 
 
-def test_person_prompt_trains_free_vectors_and_gives_strangers_the_average(small_workspace):
+def test_person_prompt_trains_the_vectors_of_its_rows(small_workspace):
     run = small_workspace.run("person_prompt")
-    seen = set(stage3_rows(small_workspace)["user"])
-    table = run.tensors("tokens")["user_embedding.weight"]
-    strangers = [u for u in range(1, len(table)) if u not in seen]
-    assert strangers and all(np.array_equal(table[u], table[strangers[0]]) for u in strangers)
-    np.testing.assert_allclose(table[strangers[0]], table[sorted(seen)].mean(axis=0), atol=1e-5)
     assert np.isfinite(run.scores["score"]).all()
+    table = torch.from_numpy(run.tensors("tokens")["user_embedding.weight"])
+    start = person_prompt._new(small_workspace).user_embedding.weight
+    seen = sorted(set(stage3_rows(small_workspace)["user"]))
+    moved = (table - start).abs().max(dim=1).values
+    assert moved[seen].min() > 5 * np.delete(moved.detach().numpy(), seen).max()  # the rest only decays
+
+
+def test_person_prompt_gives_strangers_the_average_and_no_gradient():
+    soft = person_prompt.FreeTokens((torch.tensor([1, 3]), torch.tensor([2])), (4, 3), width=2, token_norm=1.0)
+    with torch.no_grad():
+        soft.user_embedding.weight.copy_(torch.arange(10.0).reshape(5, 2))
+    tokens = soft(torch.tensor([1, 2, 4]), torch.tensor([2, 2, 1]))
+    assert tokens[USER].tolist() == [[2, 3], [4, 5], [4, 5]]
+    assert torch.equal(tokens[ITEM][2], soft.item_embedding.weight[2])
+    tokens[USER].sum().backward()
+    assert soft.user_embedding.weight.grad.abs().sum(dim=1).tolist() == [0, 2, 0, 0, 0]

@@ -34,11 +34,17 @@ class DIN(nn.Module):
         self.user_embedding = nn.Embedding(n_users + 1, dim)
         self.item_embedding = nn.Embedding(n_items + 1, dim)
         self.history_embedding = nn.Embedding(n_items + 1, dim, padding_idx=0)
-        self.relevance = _network(4 * dim, (64, 16), dropout)
-        self.head = _network(3 * dim, (200, 80), dropout)
+        self.relevance = nn.Sequential(nn.Linear(4 * dim, 64), Dice(64), nn.Linear(64, 16), nn.Linear(16, 1))
+        self.head = nn.Sequential(
+            *(nn.Linear(3 * dim, 200), Dice(200), nn.Dropout(dropout)),
+            *(nn.Linear(200, 80), Dice(80), nn.Dropout(dropout)),
+            nn.Linear(80, 1),
+        )
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.xavier_normal_(module.weight)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
         with torch.no_grad():
             self.history_embedding.weight[0] = 0
 
@@ -49,11 +55,3 @@ class DIN(nn.Module):
         weight = self.relevance(torch.cat([query, liked, query - liked, query * liked], dim=-1))
         interest = (weight * (history > 0)[..., None] * liked).sum(dim=1)
         return self.head(torch.cat([target, interest, self.user_embedding(user)], dim=-1))[:, 0]
-
-
-def _network(inputs: int, widths: tuple[int, ...], dropout: float) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in widths:
-        layers += [nn.Linear(inputs, width), Dice(width), nn.Dropout(dropout)]
-        inputs = width
-    return nn.Sequential(*layers, nn.Linear(inputs, 1))

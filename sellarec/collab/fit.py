@@ -27,8 +27,6 @@ class FitConfig:
 
     dim: int = 64
     """Length of user and item embeddings (paper d_C)."""
-    init_std: float = 0.1
-    """Standard deviation of the initial embeddings."""
     loss: str = "bce"
     """"bce" or "mse" (Eq. 6 with its sign corrected)."""
     learning_rate: float = 1e-3
@@ -47,6 +45,8 @@ class FitConfig:
 class CollabConfig(FitConfig):
     """Matrix factorisation and its alignment with the language model (stage 2)."""
 
+    init_std: float = 0.1
+    """Standard deviation of the initial embeddings."""
     bias: bool = True
     """User, item and global biases; the paper's model has none."""
     alignment: float = 1.0
@@ -114,7 +114,7 @@ def fit_collab(
         for epoch in range(config.epochs):
             total = 0.0
             model.train()
-            for batch in torch.randperm(len(labels), generator=random).split(config.batch):
+            for batch in _batches(torch.randperm(len(labels), generator=random), config.batch):
                 read = [t[batch] for t in train]
                 loss = loss_of(model(*read), labels[batch])
                 if extra_loss:
@@ -137,6 +137,14 @@ def fit_collab(
     for parameter, value in zip(trained[1:], best_state[1:], strict=True):
         parameter.data.copy_(value)
     return best
+
+
+def _batches(order: Tensor, size: int) -> list[Tensor]:
+    """Consecutive pieces; a last piece of one row, of which batch norm makes nothing, joins the one before it."""
+    pieces = list(order.split(size))
+    if len(pieces) > 1 and len(pieces[-1]) == 1:
+        pieces[-2:] = [torch.cat(pieces[-2:])]
+    return pieces
 
 
 @torch.inference_mode()

@@ -36,8 +36,8 @@ class SASRec(nn.Module):
         self.blocks = nn.ModuleList(_Block(dim, heads, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
 
-    def state(self, history: Tensor) -> Tensor:
-        """The last position's state, (B, dim), of left-padded histories (B, length) int64."""
+    def states(self, history: Tensor) -> Tensor:
+        """Every position's state, (B, length, dim), of left-padded histories (B, length) int64."""
         real = (history > 0)[..., None]
         places = torch.arange(history.shape[1], device=history.device)
         states = self.item_embedding(history) * self.item_embedding.embedding_dim**0.5
@@ -45,11 +45,11 @@ class SASRec(nn.Module):
         future = torch.ones(len(places), len(places), dtype=torch.bool, device=history.device).triu(1)
         for block in self.blocks:
             states = block(states, future) * real
-        return self.norm(states[:, -1])
+        return self.norm(states)
 
     def forward(self, user: Tensor, item: Tensor, history: Tensor) -> Tensor:
         """Ids (B,), (B,) and histories (B, length) → log-odds (B,). Users enter through their histories only."""
-        return (self.state(history) * self.item_embedding(item)).sum(dim=-1)
+        return (self.states(history)[:, -1] * self.item_embedding(item)).sum(dim=-1)
 
 
 class _Block(nn.Module):

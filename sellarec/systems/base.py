@@ -33,6 +33,7 @@ class System:
         score: Probabilities of a like, float32 in [0, 1], for dataset row ids (n,). None for steps without scores.
         needs: Systems whose runs this one grows from.
         uses_backbone: False keeps the language model out of the run's place and key.
+        version: Raised when the same settings come to give another result; part of the key from 2 on.
         uses_seed: False for systems without randomness; they have one run whatever the seed.
         changes: Settings by dotted name under which this system and all that it needs are computed: a variant of
             another system is that system with another name and some changes.
@@ -45,6 +46,7 @@ class System:
     score: Callable[[Workspace, Run, np.ndarray], np.ndarray] | None = None
     needs: tuple[str, ...] = ()
     uses_backbone: bool = False
+    version: int = 1
     uses_seed: bool = True
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -91,17 +93,19 @@ class Workspace:
     @cached_property
     def tuned_model(self) -> LanguageModel:
         """The backbone with the stage-1 adapter merged; frozen."""
-        parent = self._parent
-        if parent and parent.run("tallrec").folder == self.run("tallrec").folder:
-            return parent.tuned_model
+        from sellarec.systems.registry import find_system  # the registry imports every system
+
+        parent, stage1 = self._parent, find_system("tallrec")
         if not self.config.lora.rank:
             return self.base_model
+        if parent and parent._key(stage1).digest == self._key(stage1).digest:
+            return parent.tuned_model
         return merge_lora(self.fresh_model(), self.run("tallrec").folder / "adapter")
 
     def run(self, name: str) -> Run:
         """The finished run of a system; it and what it needs are computed if they are missing."""
         if name not in self._runs:
-            from sellarec.systems.registry import find_system  # the registry imports every system
+            from sellarec.systems.registry import find_system
 
             system = find_system(name)
             place = self._changed(system.changes)
@@ -125,7 +129,10 @@ class Workspace:
         return all(place.is_done(n) for n in system.needs) and place._key(system).folder(self.root).exists()
 
     def _key(self, system: System) -> RunKey:
-        shared = {"data": self.config.data}
+        settings = system.settings(self.config)  # before the upstream runs: a typo should not cost hours
+        shared: dict[str, Any] = {"data": self.config.data}
+        if system.version > 1:
+            shared["version"] = system.version
         if system.uses_backbone:
             shared["dtype"] = self.base_dtype
         if system.score:
@@ -135,7 +142,7 @@ class Workspace:
             backbone=self.config.backbone if system.uses_backbone else "no-llm",
             system=system.name,
             seed=self.config.seed if system.uses_seed else 0,
-            settings=_as_dict(shared | system.settings(self.config)),
+            settings=_as_dict(shared | settings),
             data_hash=self.dataset.hash,
             upstream={n: self.run(n).config["key"] for n in system.needs},
         )
@@ -151,6 +158,7 @@ class Workspace:
             (run.folder / "log.jsonl").unlink(missing_ok=True)
             system.fit(self, run)
             fitted.touch()
+        run.clear_scratch()
         if system.score:
             self._score(system, run)
         fitted.unlink()

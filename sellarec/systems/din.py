@@ -1,6 +1,7 @@
 """DIN (Zhou et al., KDD 2018), in the shape and with the settings of CoLLM for MovieLens-1M.
 
-CoLLM published no training script for it; the training is that of its other baselines.
+CoLLM published no training script for it; the training is that of its other baselines. Deviation: the batch norm inside
+Dice has no scale and shift of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """PersonPrompt (Li et al., TOIS 2023), as CoLLM compares to it: free token vectors for every user and item.
 
 The language model and its stage-1 adapter are frozen; the vectors are trained on stage 3's rows with CoLLM's learning
-rate for MovieLens-1M. Deviation: users and items that these rows do not show get the mean of the trained vectors.
+rate for MovieLens-1M. Deviations: vectors start at the norm of a token embedding, and users and items that these rows
+do not show read the mean of the trained vectors.
 """
 
 from __future__ import annotations
@@ -26,35 +27,42 @@ class FreeTokens(nn.Module):
 
     tokens = (USER, ITEM)
 
-    def __init__(self, n_users: int, n_items: int, width: int, token_norm: float) -> None:
+    def __init__(self, seen: tuple[Tensor, Tensor], sizes: tuple[int, int], width: int, token_norm: float) -> None:
+        """
+        Args:
+            seen: Distinct users and items of the training rows, int64; all others read the mean of these.
+            sizes: Largest user id and item id.
+        """
         super().__init__()
-        self.user_embedding, self.item_embedding = nn.Embedding(n_users + 1, width), nn.Embedding(n_items + 1, width)
+        self.user_embedding, self.item_embedding = (nn.Embedding(n + 1, width) for n in sizes)
+        self.register_buffer("seen_users", seen[0], persistent=False)
+        self.register_buffer("seen_items", seen[1], persistent=False)
         for table in (self.user_embedding, self.item_embedding):
             nn.init.normal_(table.weight, std=token_norm / width**0.5)
 
     def forward(self, user: Tensor, item: Tensor, *records: Tensor) -> dict[str, Tensor]:
         """Ids (B,), (B,) → vectors of both tokens, shape (B, d_L)."""
-        return {USER: self.user_embedding(user), ITEM: self.item_embedding(item)}
+        return {
+            USER: _or_mean(self.user_embedding.weight, user, self.seen_users),
+            ITEM: _or_mean(self.item_embedding.weight, item, self.seen_items),
+        }
 
-    @torch.no_grad()
-    def average_unseen(self, users: Tensor, items: Tensor) -> None:
-        """Give ids that are not among the trained ones the mean vector of those."""
-        for table, seen in ((self.user_embedding.weight, users), (self.item_embedding.weight, items)):
-            unseen = torch.ones(len(table), dtype=torch.bool)
-            unseen[seen] = False
-            table[unseen] = table[seen].mean(dim=0)
+
+def _or_mean(table: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
+    """Rows of a table; for ids that are not among the seen ones the mean of the seen ones' rows."""
+    return torch.where(torch.isin(ids, seen)[:, None], table[ids], table[seen].detach().mean(dim=0))
 
 
 def _new(work: Workspace) -> FreeTokens:
     lm, dataset = work.tuned_model, work.dataset
     torch.manual_seed(work.config.seed)
-    return FreeTokens(dataset.n_users, dataset.n_items, lm.width, lm.token_norm()).to(lm.placement.device)
+    seen, sizes = distinct_ids(stage3_rows(work)), (dataset.n_users, dataset.n_items)
+    return FreeTokens(seen, sizes, lm.width, lm.token_norm()).to(lm.placement.device)
 
 
 def fit(work: Workspace, run: Run) -> None:
     soft = _new(work)
     train_tokens(work, run, soft, LEARNING_RATE, "PersonPrompt")
-    soft.average_unseen(*distinct_ids(stage3_rows(work)))
     run.save_tensors("tokens", {k: v.cpu().numpy() for k, v in soft.state_dict().items()})
 
 

@@ -1,6 +1,7 @@
 """SASRec (Kang and McAuley, ICDM 2018), with CoLLM's settings for MovieLens-1M.
 
 Trained on labelled rows with the binary cross-entropy, as CoLLM does, and not on next items with sampled negatives.
+Deviation: embeddings start at a standard deviation of 0.1. As in CoLLM, padded places are zero but may be attended to.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sellarec.backbone.engine import cut_at_soft_tokens, log_odds, score_rows
@@ -143,6 +142,7 @@ class HybridModel(nn.Module):
         return score_rows(self._lm, self.token_rows, self.vectors, raw_yes=raw_yes, label=label, resume=resume)
 
 
+PROJECTIONS = ("aligned", "random")
 TOKEN_NAMES = {"user": USER, "item": ITEM, "warm": WARM}
 
 
@@ -172,10 +172,11 @@ def _new_soft_tokens(work: Workspace, lm: LanguageModel) -> SoftTokens:
     config = work.config.stage3
     mf, projection, semantic = aligned_parts(work)
     torch.manual_seed(work.config.seed)
-    if config.projection not in ("aligned", "random"):
-        raise SellarecError(f"stage3.projection '{config.projection}' is not known. Valid: aligned, random.")
     if config.projection == "random":
         projection = Projection(mf.feature_dim, lm.width)
+    if not config.embedding_learning_rate:  # frozen tables should not take part in the clipping of gradients either
+        mf.requires_grad_(False)
+        semantic.requires_grad_(False)
     soft = SoftTokens(mf, semantic, projection, records=config.records)
     soft.fit_scale(row_inputs(work, stage2_rows(work).index.to_numpy()), lm.token_norm(), config.vector_norm)
     return soft.to(lm.placement.device)
@@ -184,20 +185,16 @@ def _new_soft_tokens(work: Workspace, lm: LanguageModel) -> SoftTokens:
 def _fit_stage3(work: Workspace, run: Run) -> None:
     lm, plan = work.tuned_model, phases(work.config.stage3)
     soft = _new_soft_tokens(work, lm)
-    for number, (shown, trained) in enumerate(plan, start=1):
-        last, half_way = number == len(plan), run.folder / f"phase{number}.safetensors"
-        if not half_way.exists():
-            label = "stage 3, soft tokens" + ("" if len(plan) == 1 else f" {number} of {len(plan)}")
-            train_tokens(work, run, soft.show(shown, trained), work.config.stage3.embedding_learning_rate, label)
-        if last:
-            run.save_tensors("soft_tokens", {k: v.numpy() for k, v in soft.learnt().items()})
-        else:
-            if not half_way.exists():
-                save_file(soft.learnt(), half_way)
-            soft.restore(load_file(half_way))
+    for phase, (shown, trained) in enumerate(plan, start=1):
+        label = "stage 3, soft tokens" + ("" if len(plan) == 1 else f", phase {phase} of {len(plan)}")
+        rate = work.config.stage3.embedding_learning_rate
+        train_tokens(work, run, soft.show(shown, trained), rate, label, phase)
+    run.save_tensors("soft_tokens", {k: v.numpy() for k, v in soft.learnt().items()})
 
 
-def train_tokens(work: Workspace, run: Run, soft: nn.Module, embedding_learning_rate: float, label: str) -> None:
+def train_tokens(
+    work: Workspace, run: Run, soft: nn.Module, embedding_learning_rate: float, label: str, phase: int = 1
+) -> None:
     """Train what makes soft tokens, behind the frozen tuned model, on stage 3's rows and with its settings."""
     config, lm = work.config, work.tuned_model
     chosen = stage3_rows(work)
@@ -211,10 +208,10 @@ def train_tokens(work: Workspace, run: Run, soft: nn.Module, embedding_learning_
         lambda: (valid["label"].to_numpy(), on_valid.score(label="stage 3, validation")),
         config.stage3,
         config.seed,
-        run.folder,
+        run.scratch(f"phase{phase}"),
         lengths=model.lengths,
         embedding_learning_rate=embedding_learning_rate,
-        log=run.append_log,
+        log=lambda entry: run.append_log({"phase": phase, **entry}),
         label=label,
     )
 
@@ -233,6 +230,11 @@ def _score_hybrid(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
 
 
 def _stage3_settings(config: Config) -> dict:
+    phases(config.stage3)
+    if config.stage3.projection not in PROJECTIONS:
+        raise SellarecError(
+            f"stage3.projection '{config.stage3.projection}' is not known. Valid: {', '.join(PROJECTIONS)}."
+        )
     return {"prompt": config.prompt, "stage3": config.stage3}
 
 

@@ -65,7 +65,7 @@ def _fit_stage1(work: Workspace, run: Run) -> None:
         lambda: (valid["label"].to_numpy(), score_rows(lm, valid_rows, label="stage 1, validation")),
         config.stage1,
         config.seed,
-        run.folder,
+        run.scratch("stage1"),
         lengths=model.lengths,
         log=run.append_log,
         label="stage 1, LoRA",

@@ -30,7 +30,10 @@ COLLM = _variant(
     },
 )
 """CoLLM-MF (Zhang et al., TKDE 2025): published MF without biases, frozen; only a fresh mapping into the language
-model's space is trained. Deviation: the mapping is SeLLa-Rec's (GELU, four times as wide inside), not CoLLM's."""
+model's space is trained.
+
+Deviations: the mapping is SeLLa-Rec's (GELU, four times as wide inside) and starts at `stage3.vector_norm`; ids that
+training never shows have vectors of zero; the prompt says what `prompt` says, which is more than CoLLM's by default."""
 
 ABLATIONS = (
     _variant(
@@ -44,7 +47,8 @@ ABLATIONS = (
     _variant("warm_then_user_item", "SeLLa-W-UI: warm token first", {"stage3.order": "warm,user+item"}),
     _variant("user_item_then_warm", "SeLLa-UI-W: user and item token first", {"stage3.order": "user+item,warm"}),
 )
-"""The paper's Table 5."""
+"""The paper's Table 5. Each keeps what the others of this repository's defaults add, such as biases and records; so the
+first one is not CoLLM-MF, with which the paper identifies it."""
 
 OURS = (
     _variant("no_records", "no records in the tokens", {"stage3.records": False}),
