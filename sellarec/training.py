@@ -6,9 +6,10 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,7 +86,7 @@ def train(
     folder: Path,
     *,
     lengths: np.ndarray | None = None,
-    embedding_learning_rate: float | None = None,
+    rates: Mapping[str, float] = MappingProxyType({}),
     log: Log = lambda entry: None,
     label: str = "training",
 ) -> float:
@@ -97,7 +98,7 @@ def train(
         labels, row_ids: 0/1 labels and dataset row ids of the training rows, shape (n,).
         validate: Returns labels and scores of the validation rows under the current weights.
         lengths: Tokens of the training rows, shape (n,); rows of similar length then share a batch.
-        embedding_learning_rate: Peak for embedding tables, if it is not that of the other parameters.
+        rates: Peaks of parameters whose names begin so, where they are not `config.learning_rate`.
         folder: Checkpoints and best weights live here, and stay when training is done: a second call then returns at
             once with the same result. The caller removes the folder when it has saved what it needs.
         log: Called when training is done, with one dict per step and per evaluation.
@@ -117,9 +118,8 @@ def train(
     steps = len(schedule)
     plan = hashlib.sha256(b"".join(np.asarray(row_ids)[b].tobytes() for b in schedule)).hexdigest()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(model, config.learning_rate, embedding_learning_rate), weight_decay=config.weight_decay
-    )
+    groups = _parameter_groups(model, config.learning_rate, rates)
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     rising = max(1, round(config.warmup * steps))
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / rising, 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps))))
@@ -182,17 +182,13 @@ def train(
     return position.best
 
 
-def _parameter_groups(model: nn.Module, rate: float, embedding_rate: float | None) -> list[dict]:
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if id(p) not in tables], "lr": rate},
-        {
-            "params": [p for p in parameters if id(p) in tables],
-            "lr": rate if embedding_rate is None else embedding_rate,
-        },
-    ]
-    return [g for g in groups if g["params"]]
+def _parameter_groups(model: nn.Module, rate: float, rates: Mapping[str, float]) -> list[dict]:
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            own = next((r for prefix, r in rates.items() if name.startswith(prefix)), rate)
+            groups.setdefault(own, []).append(parameter)
+    return [{"params": parameters, "lr": own} for own, parameters in groups.items()]
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:

@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_rows_and_advice(problem, tmp_
         run((broken, y), tmp_path)
 
 
-def test_embedding_tables_move_at_their_own_rate(tmp_path):
+def test_parameters_move_at_the_rate_of_their_names(tmp_path):
     class Scores(nn.Module):
         def __init__(self):
             super().__init__()
@@ -188,7 +188,7 @@ def test_embedding_tables_move_at_their_own_rate(tmp_path):
             return labels, model(np.arange(8)).numpy()
 
     config = TrainConfig(batch=8, epochs=1, evaluations=1, weight_decay=0.0)
-    train(model, labels, np.arange(8), validate, config, 0, tmp_path, embedding_learning_rate=1e-6)
+    train(model, labels, np.arange(8), validate, config, 0, tmp_path, rates={"table.": 1e-6})
     moved = {n: (p - before[n]).abs().max().item() for n, p in model.named_parameters()}
     assert moved["table.weight"] == pytest.approx(1e-6, rel=0.1)
     assert moved["readout.bias"] <= 1e-3 and moved["readout.weight"] == pytest.approx(1e-3, rel=0.1)

@@ -62,7 +62,7 @@ def _new(work: Workspace) -> FreeTokens:
 
 def fit(work: Workspace, run: Run) -> None:
     soft = _new(work)
-    train_tokens(work, run, soft, LEARNING_RATE, "PersonPrompt")
+    train_tokens(work, run, soft, {"soft.": LEARNING_RATE}, "PersonPrompt")
     run.save_tensors("tokens", {k: v.cpu().numpy() for k, v in soft.state_dict().items()})
 
 

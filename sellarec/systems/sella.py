@@ -187,13 +187,17 @@ def _fit_stage3(work: Workspace, run: Run) -> None:
     soft = _new_soft_tokens(work, lm)
     for phase, (shown, trained) in enumerate(plan, start=1):
         label = "stage 3, soft tokens" + ("" if len(plan) == 1 else f", phase {phase} of {len(plan)}")
-        rate = work.config.stage3.embedding_learning_rate
-        train_tokens(work, run, soft.show(shown, trained), rate, label, phase)
+        train_tokens(work, run, soft.show(shown, trained), _rates(work.config.stage3), label, phase)
     run.save_tensors("soft_tokens", {k: v.numpy() for k, v in soft.learnt().items()})
 
 
+def _rates(config: Stage3Config) -> dict[str, float]:
+    tables = dict.fromkeys(("soft.mf.", "soft.semantic."), config.embedding_learning_rate)
+    return tables | dict.fromkeys(("soft.collab_projection.", "soft.warm_projection."), config.projection_learning_rate)
+
+
 def train_tokens(
-    work: Workspace, run: Run, soft: nn.Module, embedding_learning_rate: float, label: str, phase: int = 1
+    work: Workspace, run: Run, soft: nn.Module, rates: dict[str, float], label: str, phase: int = 1
 ) -> None:
     """Train what makes soft tokens, behind the frozen tuned model, on stage 3's rows and with its settings."""
     config, lm = work.config, work.tuned_model
@@ -210,7 +214,7 @@ def train_tokens(
         config.seed,
         run.scratch(f"phase{phase}"),
         lengths=model.lengths,
-        embedding_learning_rate=embedding_learning_rate,
+        rates=rates,
         log=lambda entry: run.append_log({"phase": phase, **entry}),
         label=label,
     )

@@ -27,6 +27,7 @@ COLLM = _variant(
         "stage3.projection": "random",
         "stage3.records": False,
         "stage3.embedding_learning_rate": 0.0,
+        "stage3.projection_learning_rate": 1e-3,
     },
 )
 """CoLLM-MF (Zhang et al., TKDE 2025): published MF without biases, frozen; only a fresh mapping into the language
