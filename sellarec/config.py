@@ -147,7 +147,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "quick": {
         "prompt.history": 3,
         "lora.dropout": 0.0,
-        "stage1.rows": 1600,
+        "stage1.rows": 2400,
         "stage3.rows": 3200,
         "evaluation.valid_rows": 400,
     },
