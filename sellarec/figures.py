@@ -27,7 +27,7 @@ _LAYOUT = {
     "margin": {"l": 70, "r": 40, "t": 90, "b": 60},
     "modebar": {"orientation": "v"},
 }
-_LEGEND_BELOW = {"legend": {"orientation": "h", "y": -0.25}}
+_LEGEND_BELOW = {"legend": {"orientation": "h", "y": -0.25, "traceorder": "normal"}}
 """Beside the figure the mode bar, which touch screens always show, would lie over it."""
 
 
@@ -126,7 +126,8 @@ def history_figure(lengths: dict[str, np.ndarray], shown: int, note: str = "") -
         at = np.arange(0, 101)
         share = [(values >= n).mean() for n in at]
         figure.add_scatter(x=at, y=share, name=split, line={"color": SPLIT_COLOURS[split], "width": 3})
-    figure.add_vline(x=shown, line={"dash": "dot", "color": "#888888"}, annotation_text=f"{shown} shown in a prompt")
+    said = {"annotation_text": f"{shown} shown in a prompt", "annotation_position": "bottom right"}
+    figure.add_vline(x=shown, line={"dash": "dot", "color": "#888888"}, **said)
     figure.update_layout(
         **_LAYOUT, **_LEGEND_BELOW, xaxis_title="liked titles before the row", yaxis_title="share of rows", height=380
     )

@@ -21,6 +21,7 @@ import plotly.io as pio
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from plotly.offline import get_plotlyjs
 from pygments.formatters import HtmlFormatter
 
@@ -142,7 +143,9 @@ def notebook_html(path: Path) -> str:
                 spec = data.pop(PLOTLY_JSON)
                 figure = go.Figure(data=spec["data"], layout=spec["layout"])
                 data["text/html"] = figure.to_html(full_html=False, include_plotlyjs=False)
-    html, _ = HTMLExporter(template_name="basic").from_notebook_node(notebook)
+    html, _ = HTMLExporter(template_name="basic", preprocessors=[CoalesceStreamsPreprocessor]).from_notebook_node(
+        notebook
+    )
     return html
 
 

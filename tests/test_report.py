@@ -72,6 +72,8 @@ def test_executed_notebooks_hold_results_figures_and_no_error(made):
         assert (made / f"{source.stem}.html").read_text().count("Plotly.newPlot") == sum(
             report.PLOTLY_JSON in o.get("data", {}) for o in outputs
         )
+    page = (made / "01_stage1_adapt.html").read_text()
+    assert page.count("stage 1, LoRA") > 1 and page.count("output_stdout") <= page.count('class="input_area"')
     assert "stage 1, LoRA" not in (made / "10_overall.html").read_text()  # computed once, by an earlier notebook
 
 
