@@ -143,9 +143,8 @@ def notebook_html(path: Path) -> str:
                 spec = data.pop(PLOTLY_JSON)
                 figure = go.Figure(data=spec["data"], layout=spec["layout"])
                 data["text/html"] = figure.to_html(full_html=False, include_plotlyjs=False)
-    html, _ = HTMLExporter(template_name="basic", preprocessors=[CoalesceStreamsPreprocessor]).from_notebook_node(
-        notebook
-    )
+    exporter = HTMLExporter(template_name="basic", preprocessors=[CoalesceStreamsPreprocessor])
+    html, _ = exporter.from_notebook_node(notebook)
     return html
 
 
