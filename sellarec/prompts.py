@@ -78,12 +78,11 @@ class PromptWriter:
         self._of_user = dataset.training_counts("user")
         self._of_item = dataset.training_counts("item")
 
-    def write(self, row: int) -> Prompt:
-        """The prompt of an interaction row."""
+    def write(self, row: int, new_user: bool = False) -> Prompt:
+        """The prompt of an interaction row, or what it would be if the training part did not know its user."""
         item = int(self.dataset.interactions["item"].iat[row])
-        return self.compose(
-            self.dataset.history(row, self.config.history), item, self._of_user[row], self._of_item[row]
-        )
+        of_user = (0, 0) if new_user else self._of_user[row]
+        return self.compose(self.dataset.history(row, self.config.history), item, of_user, self._of_item[row])
 
     def compose(
         self, history: np.ndarray, item: int, of_user: Sequence[int] = (0, 0), of_item: Sequence[int] = (0, 0)

@@ -37,6 +37,9 @@ class TrainConfig:
 
     rows: int | None = None
     """Training rows drawn at random from the training part; None takes all."""
+    cold_users: float | None = None
+    """Ours: share of these rows that show their user as new, without record and vector; None takes the share of new
+    users' rows in the validation part, 0 is the paper's way."""
     epochs: int = 1
     """Passes over these rows."""
     batch: int = 32

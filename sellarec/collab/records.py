@@ -17,16 +17,26 @@ SHRINKAGE = 5.0
 """Ratings at the average rate of likes that are added to every count, here and in the counting baseline."""
 
 
-def training_records(dataset: Dataset, column: str) -> Tensor:
-    """For every interaction the record of its user or item, shape (n, 2), float32.
+def training_records(dataset: Dataset, column: str, rows: np.ndarray, unknown: np.ndarray | None = None) -> Tensor:
+    """For each of some interactions the record of its user or item, shape (n, 2), float32.
 
     The first number is the log-odds of a like, shrunk towards the average; the second the logarithm of the number of
     ratings. Both are standardized over the training rows.
+
+    Args:
+        rows: Row ids, (n,).
+        unknown: Rows, as a mask (n,), whose user or item counts as one that was never rated.
     """
-    counts = dataset.training_counts(column).astype(np.float64)
-    train = (dataset.interactions["split"] == "train").to_numpy()
+    counts = dataset.training_counts(column)
     prior = dataset.part("train")["label"].mean()
+    usual = _record(counts[(dataset.interactions["split"] == "train").to_numpy()], prior)
+    chosen = counts[rows]
+    if unknown is not None:
+        chosen[unknown] = 0
+    spread = np.maximum(usual.std(axis=0), 1e-6)
+    return torch.from_numpy(((_record(chosen, prior) - usual.mean(axis=0)) / spread).astype(np.float32))
+
+
+def _record(counts: np.ndarray, prior: float) -> np.ndarray:
     rate = (counts[:, 1] + SHRINKAGE * prior) / (counts[:, 0] + SHRINKAGE)
-    record = np.stack([np.log(rate / (1 - rate)), np.log1p(counts[:, 0])], axis=1)
-    spread = np.maximum(record[train].std(axis=0), 1e-6)
-    return torch.from_numpy(((record - record[train].mean(axis=0)) / spread).astype(np.float32))
+    return np.stack([np.log(rate / (1 - rate)), np.log1p(counts[:, 0])], axis=1)

@@ -14,16 +14,17 @@ from sellarec.config import Config
 from sellarec.evaluation import auc
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.cold_users import hide_users
 from sellarec.systems.sella import row_inputs
 from sellarec.systems.sella_collab import aligned_parts, stage3_rows
 
 HIDDEN, EPOCHS, BATCH, LEARNING_RATE = 256, 20, 256, 1e-3
 
 
-def _inputs(work: Workspace, rows: np.ndarray) -> Tensor:
+def _inputs(work: Workspace, rows: np.ndarray, new_user: np.ndarray | None = None) -> Tensor:
     """User, item and semantic vectors, stage-2 log-odds and records side by side, shape (n, inputs), float32."""
     mf, _, semantic = aligned_parts(work)
-    user, item, *records = row_inputs(work, rows)
+    user, item, *records = row_inputs(work, rows, new_user)
     with torch.no_grad():
         score = mf(user, item)[:, None]
         return torch.cat([mf.user_features(user), mf.item_features(item), semantic(item), score, *records], dim=1)
@@ -38,7 +39,9 @@ def fit(work: Workspace, run: Run) -> None:
     torch.manual_seed(work.config.seed)
     chosen = stage3_rows(work)
     valid = work.dataset.part("valid")
-    x, valid_x = (_inputs(work, part.index.to_numpy()) for part in (chosen, valid))
+    rows = chosen.index.to_numpy()
+    x = _inputs(work, rows, hide_users(work, rows, work.config.stage3.cold_users))
+    valid_x = _inputs(work, valid.index.to_numpy())
     y = torch.from_numpy(chosen["label"].to_numpy().astype(np.float32))
     network = _network(x.shape[1])
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
@@ -69,7 +72,7 @@ def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
 
 def _settings(config: Config) -> dict:
     shape = {"hidden": HIDDEN, "epochs": EPOCHS, "batch": BATCH, "learning_rate": LEARNING_RATE}
-    return {"mlp": shape, "rows": config.stage3.rows}
+    return {"mlp": shape, "rows": config.stage3.rows, "cold_users": config.stage3.cold_users}
 
 
 SYSTEM = System(

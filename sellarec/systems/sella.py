@@ -22,6 +22,7 @@ from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, PromptWriter
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.cold_users import hide_users, known_users
 from sellarec.systems.sella_collab import aligned_parts, stage2_rows, stage3_rows
 from sellarec.training import train
 
@@ -106,30 +107,46 @@ def _rescale(layer: nn.Linear, outputs: Tensor, norm: float) -> None:
     layer.bias *= factor
 
 
-def row_inputs(work: Workspace, rows: np.ndarray) -> RowInputs:
-    """What `SoftTokens` reads of dataset rows."""
-    part = work.dataset.interactions.iloc[rows]
-    user, item = (torch.from_numpy(part[c].to_numpy().astype(np.int64)) for c in ("user", "item"))
-    user_record, item_record = (training_records(work.dataset, c)[rows.tolist()] for c in ("user", "item"))
-    return user, item, user_record, item_record
+def row_inputs(work: Workspace, rows: np.ndarray, new_user: np.ndarray | None = None) -> RowInputs:
+    """What `SoftTokens` reads of dataset rows.
+
+    Users whom the training part does not know, and those of the rows that `new_user` (n,) names, are user 0.
+    """
+    part, unknown = work.dataset.interactions.iloc[rows], ~known_users(work, rows)
+    if new_user is not None:
+        unknown |= new_user
+    user = torch.from_numpy(np.where(unknown, 0, part["user"]).astype(np.int64))
+    item = torch.from_numpy(part["item"].to_numpy().astype(np.int64))
+    of_user = training_records(work.dataset, "user", rows, unknown)
+    return user, item, of_user, training_records(work.dataset, "item", rows)
 
 
 class HybridModel(nn.Module):
     """A frozen language model that is fed trainable soft tokens, as a map from row positions to log-odds."""
 
-    def __init__(self, lm: LanguageModel, soft: nn.Module, work: Workspace, rows: np.ndarray) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        soft: nn.Module,
+        work: Workspace,
+        rows: np.ndarray,
+        new_user: np.ndarray | None = None,
+    ) -> None:
         """
         Args:
             soft: Has `tokens`, the soft tokens that it makes, and maps a batch of `row_inputs` to their vectors.
+            new_user: Rows, as a mask (n,), that hide what is known of their user.
         """
         super().__init__()
         self.soft = soft
         self._lm = lm
         writer = PromptWriter(work.dataset, work.config.prompt, soft.tokens)
-        self.token_rows: list[TokenRow] = [lm.tokenize(writer.write(r), soft.tokens) for r in rows]
+        new_user = np.zeros(len(rows), dtype=bool) if new_user is None else new_user
+        prompts = (writer.write(r, new) for r, new in zip(rows, new_user, strict=True))
+        self.token_rows: list[TokenRow] = [lm.tokenize(p, soft.tokens) for p in prompts]
         self._short = [cut_at_soft_tokens(lm, r) for r in self.token_rows]
         self.lengths = np.array([len(r) for r in self.token_rows])
-        self._inputs = [t.to(lm.placement.device) for t in row_inputs(work, rows)]
+        self._inputs = [t.to(lm.placement.device) for t in row_inputs(work, rows, new_user)]
 
     def forward(self, positions: np.ndarray) -> Tensor:
         return log_odds(self._lm, [self._short[i] for i in positions], self.vectors(positions))
@@ -203,12 +220,13 @@ def train_tokens(
     config, lm = work.config, work.tuned_model
     chosen = stage3_rows(work)
     valid = work.part("valid")
-    model = HybridModel(lm, soft, work, chosen.index.to_numpy())
+    rows = chosen.index.to_numpy()
+    model = HybridModel(lm, soft, work, rows, hide_users(work, rows, config.stage3.cold_users))
     on_valid = HybridModel(lm, soft, work, valid.index.to_numpy())
     train(
         model,
         chosen["label"].to_numpy(),
-        chosen.index.to_numpy(),
+        rows,
         lambda: (valid["label"].to_numpy(), on_valid.score(label="stage 3, validation")),
         config.stage3,
         config.seed,

@@ -18,6 +18,7 @@ from sellarec.data.dataset import sample_rows
 from sellarec.prompts import PromptWriter
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.cold_users import hide_users
 from sellarec.training import train
 
 
@@ -34,10 +35,13 @@ class TextModel(nn.Module):
         return log_odds(self._lm, [self._rows[i] for i in positions])
 
 
-def text_rows(work: Workspace, lm: LanguageModel, rows: np.ndarray) -> list[TokenRow]:
-    """Tokenized text-only prompts of dataset rows."""
+def text_rows(
+    work: Workspace, lm: LanguageModel, rows: np.ndarray, new_user: np.ndarray | None = None
+) -> list[TokenRow]:
+    """Tokenized text-only prompts of dataset rows; `new_user` (n,) names rows that hide what is known of their user."""
     writer = PromptWriter(work.dataset, work.config.prompt)
-    return [lm.tokenize(writer.write(r)) for r in rows]
+    new_user = np.zeros(len(rows), dtype=bool) if new_user is None else new_user
+    return [lm.tokenize(writer.write(r, new)) for r, new in zip(rows, new_user, strict=True)]
 
 
 def stage1_rows(work: Workspace) -> pd.DataFrame:
@@ -57,11 +61,12 @@ def _fit_stage1(work: Workspace, run: Run) -> None:
     chosen = stage1_rows(work)
     valid = work.part("valid")
     valid_rows = text_rows(work, lm, valid.index.to_numpy())
-    model = TextModel(lm, text_rows(work, lm, chosen.index.to_numpy()))
+    rows = chosen.index.to_numpy()
+    model = TextModel(lm, text_rows(work, lm, rows, hide_users(work, rows, config.stage1.cold_users)))
     train(
         model,
         chosen["label"].to_numpy(),
-        chosen.index.to_numpy(),
+        rows,
         lambda: (valid["label"].to_numpy(), score_rows(lm, valid_rows, label="stage 1, validation")),
         config.stage1,
         config.seed,
