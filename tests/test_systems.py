@@ -171,7 +171,7 @@ def test_a_record_is_the_shrunken_log_odds_and_the_log_count_standardized(small_
     prior = data.part("train")["label"].mean()
     p = (counts[:, 1] + 5 * prior) / (counts[:, 0] + 5)
     expected = np.log(p / (1 - p))
-    record = training_records(data, "item").numpy()
+    record = training_records(data, "item", np.arange(len(data.interactions))).numpy()
     assert record.dtype == np.float32 and record.shape == (len(data.interactions), 2)
     np.testing.assert_allclose(record[train].mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(record[train].std(axis=0), 1, atol=1e-4)
