@@ -25,7 +25,7 @@ USAGE = """usage: sellarec COMMAND [--help]
 
   fetch NAME       bring data or a model into the cache: {sources}
   run SYSTEM       compute one system and what it needs:  {systems}
-  run TABLE        all systems of table3 (so far without Prompt4NR, CTRL and BinLLM) or of table5, the ablations
+  run TABLE        all systems of table3 or of table5, the ablations
   report           execute all notebooks and write reports/<run>/index.html
   doctor           versions, CPU features, chosen number format, what is fetched and what is missing
   profile NAME     print a profile's settings: {profiles}

@@ -54,13 +54,31 @@ class Stage3Config(TrainConfig):
 
 
 @dataclass(frozen=True)
-class LightGCNConfig(FitConfig):
-    """LightGCN, by default with CoLLM's settings for MovieLens-1M."""
+class BaselineConfig(FitConfig):
+    """How CoLLM trains the baselines of its tables on MovieLens-1M."""
 
-    epochs: int = 1000
+    epochs: int = 5000
     """At most so many passes over the training part."""
     patience: int = 100
     """Stop after so many epochs without a better validation AUC."""
+
+
+@dataclass(frozen=True)
+class MFConfig(BaselineConfig):
+    """Matrix factorisation as published."""
+
+    dim: int = 256
+    """Length of user and item embeddings."""
+    init_std: float = 0.1
+    """Standard deviation of the initial embeddings; CoLLM's start at 1, where some seeds stay at chance."""
+    bias: bool = False
+    """User, item and global biases."""
+
+
+@dataclass(frozen=True)
+class LightGCNConfig(BaselineConfig):
+    """LightGCN."""
+
     init_std: float = 0.1
     """Standard deviation of the initial embeddings."""
     learning_rate: float = 1e-2
@@ -70,13 +88,9 @@ class LightGCNConfig(FitConfig):
 
 
 @dataclass(frozen=True)
-class SASRecConfig(FitConfig):
-    """SASRec, by default with CoLLM's settings for MovieLens-1M."""
+class SASRecConfig(BaselineConfig):
+    """SASRec."""
 
-    epochs: int = 1000
-    """At most so many passes over the training part."""
-    patience: int = 100
-    """Stop after so many epochs without a better validation AUC."""
     init_std: float = 0.1
     """Standard deviation of the initial embeddings; CoLLM's start at 1."""
     learning_rate: float = 1e-2
@@ -94,19 +108,51 @@ class SASRecConfig(FitConfig):
 
 
 @dataclass(frozen=True)
-class DINConfig(FitConfig):
-    """DIN, by default with CoLLM's settings for MovieLens-1M."""
+class DINConfig(BaselineConfig):
+    """DIN."""
 
-    epochs: int = 1000
-    """At most so many passes over the training part."""
-    patience: int = 100
-    """Stop after so many epochs without a better validation AUC."""
     learning_rate: float = 1e-4
     """Adam's step size."""
     history: int = 10
     """How many of the latest liked items are read."""
     dropout: float = 0.2
     """Dropout after each hidden layer."""
+
+
+@dataclass(frozen=True)
+class CTRLConfig:
+    """CTRL's alignment of DIN with the language model; DIN's own settings are `din`."""
+
+    width: int = 128
+    """Length of the vectors that both sides are projected to."""
+    spaces: int = 4
+    """Into how many parts a vector is cut, each compared with the other side's nearest part; must divide `width`."""
+    temperature: float = 0.7
+    """Of the contrastive loss."""
+    epochs: int = 20
+    """Passes over the encoded rows."""
+    batch: int = 512
+    """Rows that are told apart at once."""
+    learning_rate: float = 1e-3
+    """Adam's step size."""
+
+
+@dataclass(frozen=True)
+class BinLLMConfig(BaselineConfig):
+    """BinLLM's binary matrix factorisation, and how its codes are written into the prompt."""
+
+    dim: int = 32
+    """Length of the embeddings, and bits of a code."""
+    learning_rate: float = 1e-2
+    """Adam's step size."""
+    weight_decay: float = 1e-3
+    """Adam's coupled L2 on all parameters of the model."""
+    init_std: float = 0.1
+    """Standard deviation of the initial embeddings."""
+    binary_growth: float = 5e-4
+    """By how much the share of training entries that are read as bits rises with each epoch, from 0."""
+    code: str = "dotted"
+    """"dotted" writes groups of eight bits as decimals, like an IP address; "bits" writes ones and zeros."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +173,12 @@ class Config:
     stage1: TrainConfig = field(default_factory=lambda: TrainConfig(batch=16))
     stage2: CollabConfig = field(default_factory=CollabConfig)
     stage3: Stage3Config = field(default_factory=Stage3Config)
+    mf: MFConfig = field(default_factory=MFConfig)
     lightgcn: LightGCNConfig = field(default_factory=LightGCNConfig)
     sasrec: SASRecConfig = field(default_factory=SASRecConfig)
     din: DINConfig = field(default_factory=DINConfig)
+    ctrl: CTRLConfig = field(default_factory=CTRLConfig)
+    binllm: BinLLMConfig = field(default_factory=BinLLMConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
@@ -139,6 +188,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "stage3.rows": 64,
         "stage2.dim": 16,
         "stage2.epochs": 3,
+        **{f"{name}.epochs": 3 for name in ("mf", "lightgcn", "sasrec", "din", "ctrl", "binllm")},
         "evaluation.test_rows": 60,
         "evaluation.valid_rows": 32,
         "stage1.evaluations": 1,

@@ -70,8 +70,8 @@ def test_sasrec_is_causal_and_padding_has_no_place_of_its_own():
 
 
 def test_a_last_batch_of_one_row_joins_the_one_before():
-    sizes = [len(b) for b in fit._batches(torch.arange(9), 4)]
-    assert sizes == [4, 5] and [len(b) for b in fit._batches(torch.arange(1), 4)] == [1]
+    sizes = [len(b) for b in fit.batches(torch.arange(9), 4)]
+    assert sizes == [4, 5] and [len(b) for b in fit.batches(torch.arange(1), 4)] == [1]
 
 
 def test_din_gives_padding_no_weight_and_softmaxes_nothing():

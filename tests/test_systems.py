@@ -77,7 +77,7 @@ def test_counting_on_movielens_1m_is_the_documented_figure(ml_1m_folder, tmp_pat
 
 
 def test_published_mf_finds_the_planted_taste(planted_table, tmp_path):
-    changes = {**SMALL, "stage2.epochs": 150, "stage2.learning_rate": 1e-2, "evaluation.test_rows": None}
+    changes = {**SMALL, "mf.epochs": 150, "mf.learning_rate": 1e-2, "evaluation.test_rows": None}
     work = Workspace(make_config("smoke", str(planted_table), **changes), tmp_path)
     assert work.run("mf").metrics["test"]["warm"]["auc"] > 0.75
 

@@ -35,7 +35,8 @@ def final_hidden(lm: LanguageModel, rows: Sequence[TokenRow], soft: dict[str, Te
 
     Args:
         rows: B token rows; the suffix must not be empty.
-        soft: For each soft token its vectors, shape (B, d_L), written over the placeholder's embedding.
+        soft: For each soft token its vectors, shape (B, d_L), written over the placeholder's embedding; (B, k, d_L)
+            for a token that stands k times in each row.
 
     Returns:
         Shape (B, d_L), float32.
@@ -45,7 +46,7 @@ def final_hidden(lm: LanguageModel, rows: Sequence[TokenRow], soft: dict[str, Te
     embeds = lm.embedding(ids)
     for token, vectors in (soft or {}).items():
         at = torch.nonzero(ids == lm.soft_ids[token], as_tuple=True)
-        embeds = embeds.index_put(at, vectors.to(embeds.dtype))
+        embeds = embeds.index_put(at, vectors.to(embeds.dtype).flatten(0, -2))
     past, past_mask, past_length = _prefix_cache(lm, rows)
     positions = past_length[:, None] + torch.arange(ids.shape[1], device=ids.device)
     with lm.precision():
@@ -88,21 +89,11 @@ def score_rows(
         Shape (n,), float32, in the order of `rows`.
     """
     direction = lm.answer_head()[0] if raw_yes else lm.answer_head()[0] - lm.answer_head()[1]
-    scores = np.full(len(rows), np.nan, dtype=np.float32)
-    if resume and resume.exists():
-        scores = np.load(resume)
-    saved = time.monotonic()
-    with Progress(label, len(rows), done=int(np.isfinite(scores).sum())) as progress:
-        for batch in plan_batches(rows, token_budget):
-            if np.isfinite(scores[batch]).all():
-                continue
-            vectors = soft(batch) if soft else None
-            hidden = final_hidden(lm, [rows[i] for i in batch], vectors)
-            scores[batch] = (hidden @ direction).cpu().numpy()
-            progress.advance(len(batch))
-            if resume and time.monotonic() - saved > SAVE_SECONDS:
-                _save_whole(scores, resume)
-                saved = time.monotonic()
+
+    def score(batch: np.ndarray) -> Tensor:
+        return final_hidden(lm, [rows[i] for i in batch], soft(batch) if soft else None) @ direction
+
+    scores = _for_all(rows, score, (), token_budget, label, "rows", resume)
     if resume:
         resume.unlink(missing_ok=True)
     return scores
@@ -110,14 +101,51 @@ def score_rows(
 
 @torch.inference_mode()
 def embed_rows(
-    lm: LanguageModel, rows: Sequence[TokenRow], *, token_budget: int = TOKEN_BUDGET, label: str
+    lm: LanguageModel,
+    rows: Sequence[TokenRow],
+    *,
+    token_budget: int = TOKEN_BUDGET,
+    label: str,
+    unit: str = "rows",
+    resume: Path | None = None,
 ) -> np.ndarray:
-    """The final hidden state of every row, shape (n, d_L), float32."""
-    out = np.empty((len(rows), lm.width), dtype=np.float32)
-    with Progress(label, len(rows), "items") as progress:
+    """The final hidden state of every row, shape (n, d_L), float32.
+
+    Arguments are as those of `score_rows`, but the file `resume` stays and makes a second call return at once.
+    """
+
+    def embed(batch: np.ndarray) -> Tensor:
+        return final_hidden(lm, [rows[i] for i in batch])
+
+    return _for_all(rows, embed, (lm.width,), token_budget, label, unit, resume)
+
+
+def _for_all(
+    rows: Sequence[TokenRow],
+    compute: Callable[[np.ndarray], Tensor],
+    shape: tuple[int, ...],
+    token_budget: int,
+    label: str,
+    unit: str,
+    resume: Path | None,
+) -> np.ndarray:
+    """What `compute` gives for all rows, batch by batch, shape (n, *shape), float32."""
+    out = np.full((len(rows), *shape), np.nan, dtype=np.float32)
+    if resume and resume.exists():
+        out = np.load(resume)
+    done = np.isfinite(out.reshape(len(rows), -1)).all(axis=1)
+    saved = time.monotonic()
+    with Progress(label, len(rows), unit, done=int(done.sum())) as progress:
         for batch in plan_batches(rows, token_budget):
-            out[batch] = final_hidden(lm, [rows[i] for i in batch]).cpu().numpy()
+            if done[batch].all():
+                continue
+            out[batch] = compute(batch).cpu().numpy()
             progress.advance(len(batch))
+            if resume and time.monotonic() - saved > SAVE_SECONDS:
+                _save_whole(out, resume)
+                saved = time.monotonic()
+    if resume:
+        _save_whole(out, resume)
     return out
 
 
@@ -146,10 +174,10 @@ def plan_batches(rows: Sequence[TokenRow], token_budget: int) -> list[np.ndarray
     return [np.array(b) for b in batches if b]
 
 
-def _save_whole(scores: np.ndarray, path: Path) -> None:
+def _save_whole(array: np.ndarray, path: Path) -> None:
     """Write beside the old file, then swap: a kill never leaves a half-written one."""
     fresh = path.with_suffix(".new.npy")
-    np.save(fresh, scores)
+    np.save(fresh, array)
     fresh.replace(path)
 
 

@@ -65,13 +65,13 @@ class LanguageModel:
         """Mean norm of the token embeddings: the scale that the first layer is used to."""
         return self.embedding.weight.detach().float().norm(dim=1).mean().item()
 
-    def tokenize(self, prompt: Prompt, soft_tokens: tuple[str, ...] = ()) -> TokenRow:
+    def tokenize(self, prompt: Prompt, soft_tokens: tuple[str, ...] = (), times: int = 1) -> TokenRow:
         """Token ids of a prompt, cut to `max_tokens` from the front of the prefix.
 
         Prefix and suffix are tokenized apart, so that equal histories give equal prefixes.
 
         Raises:
-            SellarecError: the suffix does not fit, or a soft token does not occur exactly once.
+            SellarecError: the suffix does not fit, or a soft token does not occur exactly `times` times.
         """
         start = [self.tokenizer.bos_token_id] if self._adds_bos else []
         prefix = start + self._ids(prompt.prefix)
@@ -84,8 +84,9 @@ class LanguageModel:
         if len(prefix) > spare:
             prefix = start + prefix[len(prefix) - spare + len(start) :]
         counts = {t: (prefix + suffix).count(self.soft_ids[t]) for t in soft_tokens}
-        if any(n != 1 for n in counts.values()):
-            raise SellarecError(f"Each soft token must occur exactly once in a prompt; found {counts}.")
+        if any(n != times for n in counts.values()):
+            often = "exactly once" if times == 1 else f"{times} times"
+            raise SellarecError(f"Each soft token must occur {often} in a prompt; found {counts}.")
         return TokenRow(tuple(prefix), tuple(suffix))
 
     def _ids(self, text: str) -> list[int]:

@@ -48,6 +48,14 @@ def add_lora(lm: LanguageModel, settings: LoraSettings, seed: int) -> LanguageMo
         raise SellarecError(f"lora.targets '{settings.targets}' does not fit this backbone: {error}") from error
 
 
+def resume_lora(lm: LanguageModel, folder: Path) -> LanguageModel:
+    """The language model with a saved adapter that is trained further; otherwise as `add_lora`."""
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(lm.model.to(lm.placement.dtype), folder, is_trainable=True)
+    return lm.with_model(adapted, mixed=lm.placement.dtype != torch.float32)
+
+
 def save_lora(lm: LanguageModel, folder: Path) -> None:
     """Write the adapter as safetensors, without any copy of the embeddings."""
     lm.model.save_pretrained(folder, save_embedding_layers=False)

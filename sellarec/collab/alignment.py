@@ -20,10 +20,28 @@ def info_nce(projected: Tensor, semantic: Tensor, temperature: float, *, symmetr
     Returns:
         Scalar loss; log(n) at chance.
     """
-    cosine = normalize(projected, dim=1) @ normalize(semantic, dim=1).T / temperature
-    target = torch.arange(len(cosine), device=cosine.device)
-    loss = cross_entropy(cosine, target)
-    return (loss + cross_entropy(cosine.T, target)) / 2 if symmetric else loss
+    cosine = normalize(projected, dim=1) @ normalize(semantic, dim=1).T
+    return contrast(cosine / temperature, symmetric=symmetric)
+
+
+def contrast(similarity: Tensor, *, symmetric: bool = True) -> Tensor:
+    """Cross-entropy of telling each row's own partner, on the diagonal of similarities (n, n), from all others."""
+    target = torch.arange(len(similarity), device=similarity.device)
+    loss = cross_entropy(similarity, target)
+    return (loss + cross_entropy(similarity.T, target)) / 2 if symmetric else loss
+
+
+def fine_grained_similarity(left: Tensor, right: Tensor, spaces: int) -> Tensor:
+    """CTRL's similarity: each part of the left vector with the right vector's nearest part, summed.
+
+    Args:
+        left, right: Shape (n, d) and (m, d); d must be a multiple of `spaces`.
+
+    Returns:
+        Shape (n, m), within ±spaces: parts are scaled to length 1.
+    """
+    left, right = (normalize(t.unflatten(1, (spaces, -1)), dim=2) for t in (left, right))
+    return torch.einsum("nsd,mtd->nmst", left, right).amax(dim=3).sum(dim=2)
 
 
 def alignment_loss_as_printed(projected: Tensor, semantic: Tensor, temperature: float) -> Tensor:

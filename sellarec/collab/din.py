@@ -50,8 +50,12 @@ class DIN(nn.Module):
 
     def forward(self, user: Tensor, item: Tensor, history: Tensor) -> Tensor:
         """Ids (B,), (B,) and padded histories (B, length) int64 → log-odds (B,)."""
+        return self.head[-1](self.states(user, item, history))[:, 0]
+
+    def states(self, user: Tensor, item: Tensor, history: Tensor) -> Tensor:
+        """What the last layer reads of the same inputs, shape (B, 80)."""
         target, liked = self.item_embedding(item), self.history_embedding(history)
         query = target[:, None].expand_as(liked)
         weight = self.relevance(torch.cat([query, liked, query - liked, query * liked], dim=-1))
         interest = (weight * (history > 0)[..., None] * liked).sum(dim=1)
-        return self.head(torch.cat([target, interest, self.user_embedding(user)], dim=-1))[:, 0]
+        return self.head[:-1](torch.cat([target, interest, self.user_embedding(user)], dim=-1))

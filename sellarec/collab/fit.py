@@ -77,6 +77,7 @@ def fit_collab(
     train_rows: pd.DataFrame | None = None,
     extra_loss: Callable[..., Tensor] | None = None,
     extra_groups: Sequence[dict] = (),
+    each_epoch: Callable[[int], None] = lambda epoch: None,
     log: Log = lambda entry: None,
     label: str = "MF",
 ) -> float:
@@ -89,6 +90,7 @@ def fit_collab(
         extra_loss: Added to each batch's loss, given its inputs; reads the parameters of `extra_groups`.
         extra_groups: Parameter groups of the optimiser ("params", and "lr" if it differs) that are trained alongside,
             without weight decay.
+        each_epoch: Called before each epoch with its number, from 0.
         log: Called with one dict per epoch.
 
     Returns:
@@ -113,8 +115,9 @@ def fit_collab(
     with Progress(label, config.epochs, "epochs") as progress:
         for epoch in range(config.epochs):
             total = 0.0
+            each_epoch(epoch)
             model.train()
-            for batch in _batches(torch.randperm(len(labels), generator=random), config.batch):
+            for batch in batches(torch.randperm(len(labels), generator=random), config.batch):
                 read = [t[batch] for t in train]
                 loss = loss_of(model(*read), labels[batch])
                 if extra_loss:
@@ -139,7 +142,7 @@ def fit_collab(
     return best
 
 
-def _batches(order: Tensor, size: int) -> list[Tensor]:
+def batches(order: Tensor, size: int) -> list[Tensor]:
     """Consecutive pieces; a last piece of one row, of which batch norm makes nothing, joins the one before it."""
     pieces = list(order.split(size))
     if len(pieces) > 1 and len(pieces[-1]) == 1:

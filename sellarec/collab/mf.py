@@ -51,14 +51,21 @@ class MatrixFactorization(nn.Module):
     @torch.no_grad()
     def forget_unseen(self, users: Tensor, items: Tensor) -> None:
         """Zero the rows of all ids that are not among the given training ids."""
-        for embedding, bias, seen in (
-            (self.user_embedding.weight, self.user_bias, users),
-            (self.item_embedding.weight, self.item_bias, items),
+        for table, seen in (
+            (self.user_embedding.weight, users),
+            (self.user_bias, users),
+            (self.item_embedding.weight, items),
+            (self.item_bias, items),
         ):
-            unseen = torch.ones(len(bias), dtype=torch.bool)
-            unseen[seen] = False
-            embedding[unseen] = 0
-            bias[unseen] = 0
+            zero_unseen(table, seen)
+
+
+@torch.no_grad()
+def zero_unseen(table: Tensor, seen: Tensor) -> None:
+    """Zero, in place, all rows of a table but the given ones."""
+    unseen = torch.ones(len(table), dtype=torch.bool)
+    unseen[seen] = False
+    table[unseen] = 0
 
 
 class Projection(nn.Module):

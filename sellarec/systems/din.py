@@ -12,7 +12,8 @@ from sellarec.data.dataset import Dataset
 from sellarec.systems.collaborative import collaborative_system, with_history
 
 
-def _build(dataset: Dataset, config: DINConfig) -> DIN:
+def new_din(dataset: Dataset, config: DINConfig) -> DIN:
+    """An untrained model of the dataset's size."""
     return DIN(dataset.n_users, dataset.n_items, config.dim, dropout=config.dropout)
 
 
@@ -20,6 +21,6 @@ SYSTEM = collaborative_system(
     "din",
     "DIN",
     lambda config: config.din,
-    _build,
+    new_din,
     inputs=lambda dataset, config: with_history(dataset, config.history),
 )

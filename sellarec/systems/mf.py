@@ -1,44 +1,41 @@
-"""Matrix factorisation, as published (no biases) and with biases.
+"""Matrix factorisation: as published, without biases; and stage 2's, with biases but without its alignment.
 
-Deviations from CoLLM's MF: embeddings start at a standard deviation of 0.1 (with 1.0 some seeds stay at chance), and
-ids that the training part never shows get vectors of zero.
+Deviations of the first from CoLLM's: embeddings start at a standard deviation of 0.1 (with 1.0 some seeds stay at
+chance), and ids that the training part never shows get vectors of zero.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from sellarec.collab.fit import CollabConfig
 from sellarec.collab.mf import MatrixFactorization
-from sellarec.config import Config
+from sellarec.config import Config, MFConfig
 from sellarec.data.dataset import Dataset
 from sellarec.systems.base import System
 from sellarec.systems.collaborative import collaborative_system, distinct_ids
 
 
-def new_mf(dataset: Dataset, config: CollabConfig) -> MatrixFactorization:
+def new_mf(dataset: Dataset, config: MFConfig | CollabConfig) -> MatrixFactorization:
     """An untrained model of the dataset's size."""
     return MatrixFactorization(dataset.n_users, dataset.n_items, config.dim, bias=config.bias, init_std=config.init_std)
 
 
-def _plain(config: Config, bias: bool) -> CollabConfig:
+def _unaligned(config: Config) -> CollabConfig:
     """Stage-2 settings without the alignment. What it does not use is reset, so that equal runs stay one."""
     unused = {
         f: CollabConfig.__dataclass_fields__[f].default
         for f in ("temperature", "symmetric", "hold_out", "frozen_semantic")
     }
-    return dataclasses.replace(config.stage2, bias=bias, alignment=0.0, **unused)
+    return dataclasses.replace(config.stage2, bias=True, alignment=0.0, **unused)
 
 
-def _system(name: str, label: str, bias: bool) -> System:
+def _system(name: str, label: str, settings: Callable[[Config], MFConfig | CollabConfig]) -> System:
     return collaborative_system(
-        name,
-        label,
-        lambda config: _plain(config, bias),
-        new_mf,
-        finish=lambda model, train: model.forget_unseen(*distinct_ids(train)),
+        name, label, settings, new_mf, finish=lambda model, train: model.forget_unseen(*distinct_ids(train))
     )
 
 
-MF = _system("mf", "MF", bias=False)
-MF_BIAS = _system("mf_bias", "MF + biases", bias=True)
+MF = _system("mf", "MF", lambda config: config.mf)
+MF_BIAS = _system("mf_bias", "MF + biases", _unaligned)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from sellarec.errors import SellarecError, nearest
 from sellarec.systems import (
+    binllm,
     counting,
+    ctrl,
     din,
     lightgcn,
     mf,
     mlp_control,
     person_prompt,
+    prompt4nr,
     sasrec,
     sella,
     sella_collab,
@@ -34,7 +37,11 @@ SYSTEMS: dict[str, System] = {
         sella_collab.SYSTEM,
         mlp_control.SYSTEM,
         sella.SYSTEM,
+        prompt4nr.SYSTEM,
+        ctrl.SYSTEM,
         person_prompt.SYSTEM,
+        binllm.BINARY_MF,
+        binllm.SYSTEM,
         variants.COLLM,
         *variants.ABLATIONS,
         *variants.OURS,
@@ -47,8 +54,8 @@ OVERALL = ("counting", "mf", "mf_bias", "sella_collab", "mlp_control", "zero_sho
 
 TABLES = {
     "table3": (
-        *("counting", "mf", "mf_bias", "lightgcn", "sasrec", "din", "sella_collab", "mlp_control"),
-        *("zero_shot", "tallrec", "person_prompt", "collm", "sella"),
+        *("counting", "mf", "mf_bias", "lightgcn", "sasrec", "din", "binary_mf", "sella_collab", "mlp_control"),
+        *("zero_shot", "prompt4nr", "tallrec", "ctrl", "person_prompt", "collm", "binllm", "sella"),
     ),
     "table5": ("sella", *(v.name for v in (*variants.ABLATIONS, *variants.OURS))),
 }

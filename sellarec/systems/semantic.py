@@ -18,7 +18,7 @@ def _distil(work: Workspace, run: Run) -> None:
     natural = work.config.prompt.natural_titles
     items = range(1, dataset.n_items + 1)
     rows = [lm.tokenize(Prompt("", item_prompt(dataset, i, natural))) for i in items]
-    raw = embed_rows(lm, rows, label="distilling items")
+    raw = embed_rows(lm, rows, label="distilling items", unit="items")
     table = np.vstack([np.zeros(lm.width, dtype=np.float32), standardized(raw)])
     run.save_tensors("semantic", {"raw": raw, "semantic": table})
 

@@ -25,14 +25,18 @@ from sellarec.training import train
 class TextModel(nn.Module):
     """A language model with an adapter, as a map from row positions to log-odds."""
 
-    def __init__(self, lm: LanguageModel, rows: list[TokenRow]) -> None:
+    def __init__(self, lm: LanguageModel, rows: list[TokenRow], soft: nn.Module | None = None) -> None:
+        """
+        Args:
+            soft: Trained along; maps row positions to the vectors of the soft tokens in these rows.
+        """
         super().__init__()
-        self.llm = lm.model
+        self.llm, self.soft = lm.model, soft
         self._lm, self._rows = lm, [without_prefix(r) for r in rows]
         self.lengths = np.array([len(r) for r in rows])
 
     def forward(self, positions: np.ndarray) -> Tensor:
-        return log_odds(self._lm, [self._rows[i] for i in positions])
+        return log_odds(self._lm, [self._rows[i] for i in positions], self.soft(positions) if self.soft else None)
 
 
 def text_rows(

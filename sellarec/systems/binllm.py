@@ -1,0 +1,100 @@
+"""BinLLM (Zhang et al., ACL 2024): a user's and an item's collaborative vectors as text that a language model reads.
+
+Binary matrix factorisation gives each a string of bits, which stands in the prompt where SeLLa-Rec has soft tokens;
+stage 1's adapter is tuned further on such prompts. Deviations: ids that training never shows have embeddings of zero,
+so that all unknown users share a code, and rows that show their user as new have this code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.collab.binary import BinaryMF, bits_text, dotted_text
+from sellarec.collab.fit import fit_collab, predict, user_and_item
+from sellarec.collab.mf import zero_unseen
+from sellarec.config import BinLLMConfig, Config
+from sellarec.data.dataset import Dataset
+from sellarec.errors import SellarecError
+from sellarec.prompts import ITEM, USER, Prompt, PromptWriter
+from sellarec.runs import Run
+from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.collaborative import distinct_ids
+from sellarec.systems.tuned_further import score_tuned_further, settings, tune_further
+
+CODES = {"dotted": dotted_text, "bits": bits_text}
+
+
+def _new(dataset: Dataset, config: BinLLMConfig) -> BinaryMF:
+    return BinaryMF(dataset.n_users, dataset.n_items, config.dim, init_std=config.init_std)
+
+
+def _fit_binary(work: Workspace, run: Run) -> None:
+    config, dataset = work.config.binllm, work.dataset
+    torch.manual_seed(work.config.seed)
+    model = _new(dataset, config)
+
+    def grow(epoch: int) -> None:
+        model.binary_share = min(1.0, config.binary_growth * epoch)
+
+    fit_collab(model, dataset, config, work.config.seed, each_epoch=grow, log=run.append_log, label="binary MF")
+    users, items = distinct_ids(dataset.part("train"))
+    zero_unseen(model.user_embedding.weight, users)
+    zero_unseen(model.item_embedding.weight, items)
+    run.save_tensors("model", {k: v.numpy() for k, v in model.state_dict().items()})
+
+
+def _trained(work: Workspace, run: Run) -> BinaryMF:
+    model = _new(work.dataset, work.config.binllm)
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in run.tensors("model").items()})
+    return model.eval()
+
+
+def _score_binary(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
+    return sigmoid(predict(_trained(work, run), user_and_item(work.dataset.interactions.iloc[rows])))
+
+
+def _tokenizer(work: Workspace):
+    model, text = _trained(work, work.run("binary_mf")), CODES[work.config.binllm.code]
+    of_user = [text(b) for b in model.user_bits(torch.arange(work.dataset.n_users + 1))]
+    of_item = [text(b) for b in model.item_bits(torch.arange(work.dataset.n_items + 1))]
+    writer = PromptWriter(work.dataset, work.config.prompt, (USER, ITEM))
+    ids = work.dataset.interactions[["user", "item"]].to_numpy()
+
+    def tokenize(lm: LanguageModel, rows: np.ndarray, new_user: np.ndarray) -> list[TokenRow]:
+        out = []
+        for row, new in zip(rows, new_user, strict=True):
+            prompt, (user, item) = writer.write(row, new), ids[row]
+            suffix = prompt.suffix.replace(USER, of_user[0 if new else user]).replace(ITEM, of_item[item])
+            out.append(lm.tokenize(Prompt(prompt.prefix, suffix)))
+        return out
+
+    return tokenize
+
+
+def _fit(work: Workspace, run: Run) -> None:
+    tune_further(work, run, _tokenizer(work), "BinLLM")
+
+
+def _score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
+    return score_tuned_further(work, run, rows, _tokenizer(work), "BinLLM")
+
+
+def _settings(config: Config) -> dict:
+    code, dim = config.binllm.code, config.binllm.dim
+    if code not in CODES:
+        raise SellarecError(f"binllm.code '{code}' is not known. Valid: {', '.join(CODES)}.")
+    if code == "dotted" and dim % 8:
+        raise SellarecError(f"binllm.dim is {dim}; the code 'dotted' writes eight bits at a time. Use a multiple of 8.")
+    return settings(config) | {"code": code}
+
+
+def _binary_settings(config: Config) -> dict:
+    return {"binllm": dataclasses.replace(config.binllm, code="dotted")}  # how a code is written changes no code
+
+
+BINARY_MF = System("binary_mf", "Binary MF", _binary_settings, _fit_binary, _score_binary)
+SYSTEM = System("binllm", "BinLLM", _settings, _fit, _score, needs=("tallrec", "binary_mf"), uses_backbone=True)

@@ -1,0 +1,87 @@
+"""CTRL(DIN) (Li et al., 2023): DIN first learns to recognise how a language model reads its row, then to predict.
+
+The first step is contrastive: of a batch of rows, DIN's state of each has to be told apart from all others by the text
+encoding of its own row, and the other way round; vectors are compared part by part. The second step trains DIN alone on
+the labels, and DIN alone scores.
+
+Deviations: the text encoder is this suite's backbone, untuned and frozen, and reads the prompt of the other systems
+(CTRL trains a RoBERTa along, on a text of the row's features); only the rows of stage 1 are encoded.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sellarec.backbone.engine import embed_rows
+from sellarec.collab.alignment import contrast, fine_grained_similarity
+from sellarec.collab.din import DIN
+from sellarec.collab.fit import batches, fit_collab, predict
+from sellarec.config import Config, CTRLConfig
+from sellarec.errors import SellarecError
+from sellarec.progress import Progress
+from sellarec.runs import Run
+from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.collaborative import with_history
+from sellarec.systems.din import new_din
+from sellarec.systems.semantic import standardized
+from sellarec.systems.tallrec import stage1_rows, text_rows
+
+
+def fit(work: Workspace, run: Run) -> None:
+    config, dataset = work.config, work.dataset
+    encodings = _encode(work, run)
+    torch.manual_seed(config.seed)
+    model = new_din(dataset, config.din)
+    inputs = with_history(dataset, config.din.history)
+    _align(model, inputs(stage1_rows(work)), encodings, config.ctrl, config.seed, run)
+    fit_collab(model, dataset, config.din, config.seed, inputs=inputs, log=run.append_log, label="CTRL, DIN on labels")
+    run.save_tensors("model", {k: v.numpy() for k, v in model.state_dict().items()})
+
+
+def _encode(work: Workspace, run: Run) -> Tensor:
+    """The untuned language model's last state of each of stage 1's rows, standardized, shape (n, d_L)."""
+    rows = text_rows(work, work.base_model, stage1_rows(work).index.to_numpy())
+    kept = run.scratch("encodings")
+    kept.mkdir(exist_ok=True)
+    states = embed_rows(work.base_model, rows, label="CTRL, encoding rows", resume=kept / "encodings.npy")
+    return torch.from_numpy(standardized(states))
+
+
+def _align(model: DIN, rows: tuple[Tensor, ...], encodings: Tensor, config: CTRLConfig, seed: int, run: Run) -> None:
+    """Train DIN, and two projections that are then thrown away, to match states and encodings of the same rows."""
+    of_state, of_text = (nn.Linear(n, config.width) for n in (model.head[-1].in_features, encodings.shape[1]))
+    parameters = [p for module in (model, of_state, of_text) for p in module.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
+    random = torch.Generator().manual_seed(seed)
+    model.train()
+    with Progress("CTRL, alignment", config.epochs, "epochs") as progress:
+        for epoch in range(config.epochs):
+            losses = []
+            for batch in batches(torch.randperm(len(encodings), generator=random), config.batch):
+                states = of_state(model.states(*(t[batch] for t in rows)))
+                similarity = fine_grained_similarity(states, of_text(encodings[batch]), config.spaces)
+                loss = contrast(similarity / config.temperature)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+            run.append_log({"alignment_epoch": epoch, "alignment_loss": float(np.mean(losses))})
+            progress.advance(1, f"loss {np.mean(losses):.3f}")
+
+
+def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
+    model = new_din(work.dataset, work.config.din)
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in run.tensors("model").items()})
+    inputs = with_history(work.dataset, work.config.din.history)
+    return sigmoid(predict(model, inputs(work.dataset.interactions.iloc[rows])))
+
+
+def _settings(config: Config) -> dict:
+    if config.ctrl.width % config.ctrl.spaces:
+        raise SellarecError(f"ctrl.spaces is {config.ctrl.spaces}; it must divide ctrl.width, {config.ctrl.width}.")
+    return {"prompt": config.prompt, "din": config.din, "ctrl": config.ctrl, "rows": config.stage1.rows}
+
+
+SYSTEM = System("ctrl", "CTRL(DIN)", _settings, fit, score, uses_backbone=True)

@@ -1,0 +1,68 @@
+"""Prompt4NR (Zhang and Wang, SIGIR 2023), as CoLLM compares to it: trained virtual tokens in the text, no ids.
+
+Three vectors before the history and three before the target, the same for all rows, are trained together with the
+adapter. Deviations: the backbone answers Yes or No after a prompt instead of filling a gap; one template instead of an
+ensemble; the adapter starts at stage 1's, so that all systems have read the same rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.prompts import ITEM, USER, Prompt, PromptWriter
+from sellarec.runs import Run
+from sellarec.systems.base import System, Workspace
+from sellarec.systems.tuned_further import score_tuned_further, settings, tune_further
+
+PER_SLOT = 3
+
+
+class VirtualTokens(nn.Module):
+    """The vectors in front of the history and of the target."""
+
+    def __init__(self, width: int, token_norm: float) -> None:
+        super().__init__()
+        self.user, self.item = (nn.Parameter(torch.randn(PER_SLOT, width) * token_norm / width**0.5) for _ in range(2))
+
+    def forward(self, positions: np.ndarray) -> dict[str, Tensor]:
+        """Row positions (B,) → the same vectors for each row, shape (B, PER_SLOT, d_L) per slot."""
+        return {t: v.expand(len(positions), -1, -1) for t, v in ((USER, self.user), (ITEM, self.item))}
+
+
+def with_slots(prompt: Prompt) -> Prompt:
+    """The prompt with placeholders for the virtual tokens, all of it in the suffix: gradients reach every part."""
+    return Prompt("", f"{USER * PER_SLOT} {prompt.prefix} {ITEM * PER_SLOT}{prompt.suffix}")
+
+
+def _tokenizer(work: Workspace):
+    writer = PromptWriter(work.dataset, work.config.prompt)
+
+    def tokenize(lm: LanguageModel, rows: np.ndarray, new_user: np.ndarray) -> list[TokenRow]:
+        prompts = (with_slots(writer.write(r, new)) for r, new in zip(rows, new_user, strict=True))
+        return [lm.tokenize(p, (USER, ITEM), PER_SLOT) for p in prompts]
+
+    return tokenize
+
+
+def _new(work: Workspace) -> VirtualTokens:
+    lm = work.base_model
+    torch.manual_seed(work.config.seed)
+    return VirtualTokens(lm.width, lm.token_norm()).to(lm.placement.device)
+
+
+def fit(work: Workspace, run: Run) -> None:
+    soft = _new(work)
+    tune_further(work, run, _tokenizer(work), "Prompt4NR", soft)
+    run.save_tensors("virtual_tokens", {k: v.cpu().numpy() for k, v in soft.state_dict().items()})
+
+
+def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
+    soft = _new(work)
+    soft.load_state_dict({k: torch.from_numpy(v) for k, v in run.tensors("virtual_tokens").items()})
+    return score_tuned_further(work, run, rows, _tokenizer(work), "Prompt4NR", soft)
+
+
+SYSTEM = System("prompt4nr", "Prompt4NR", settings, fit, score, needs=("tallrec",), uses_backbone=True)

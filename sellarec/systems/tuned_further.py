@@ -1,0 +1,77 @@
+"""What Prompt4NR and BinLLM share: stage 1's adapter is tuned further on prompts of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from torch import nn
+
+from sellarec.backbone.engine import score_rows
+from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.backbone.lora import merge_lora, resume_lora, save_lora
+from sellarec.config import Config
+from sellarec.errors import SellarecError
+from sellarec.runs import Run
+from sellarec.systems.base import Workspace, sigmoid
+from sellarec.systems.cold_users import hide_users
+from sellarec.systems.sella_collab import stage3_rows
+from sellarec.systems.tallrec import TextModel
+from sellarec.training import train
+
+LEARNING_RATE = 1e-4
+"""CoLLM's and BinLLM's for MovieLens-1M, when the adapter comes from TALLRec."""
+
+Tokenize = Callable[[LanguageModel, np.ndarray, np.ndarray], list[TokenRow]]
+"""Language model, row ids (n,), which of them show their user as new (n,) → their prompts."""
+
+
+def tune_further(work: Workspace, run: Run, tokenize: Tokenize, label: str, soft: nn.Module | None = None) -> None:
+    """Train on stage 3's rows, as stage 1 was trained but slower, and save the adapter. `soft` is as in `TextModel`."""
+    config = dataclasses.replace(work.config.stage1, rows=None, learning_rate=LEARNING_RATE)
+    lm = resume_lora(work.fresh_model(), work.run("tallrec").folder / "adapter")
+    chosen, valid = stage3_rows(work), work.part("valid")
+    rows = chosen.index.to_numpy()
+    model = TextModel(lm, tokenize(lm, rows, hide_users(work, rows, work.config.stage3.cold_users)), soft)
+    valid_rows = tokenize(lm, valid.index.to_numpy(), np.zeros(len(valid), dtype=bool))
+    train(
+        model,
+        chosen["label"].to_numpy(),
+        rows,
+        lambda: (valid["label"].to_numpy(), score_rows(lm, valid_rows, soft, label=f"{label}, validation")),
+        config,
+        work.config.seed,
+        run.scratch("further"),
+        lengths=model.lengths,
+        log=run.append_log,
+        label=label,
+    )
+    save_lora(lm, run.folder / "adapter")
+
+
+def score_tuned_further(
+    work: Workspace, run: Run, rows: np.ndarray, tokenize: Tokenize, label: str, soft: nn.Module | None = None
+) -> np.ndarray:
+    """Probabilities of the rows, shape (n,), float32, with the adapter that `tune_further` saved."""
+    lm = merge_lora(work.fresh_model(), run.folder / "adapter")
+    prompts = tokenize(lm, rows, np.zeros(len(rows), dtype=bool))
+    raw_yes = work.config.evaluation.raw_yes
+    return sigmoid(score_rows(lm, prompts, soft, raw_yes=raw_yes, label=f"{label}, scoring", resume=run.partial_scores))
+
+
+def settings(config: Config) -> dict:
+    """The settings that decide the result of such a system.
+
+    Raises:
+        SellarecError: there is no adapter to tune further.
+    """
+    if not config.lora.rank:
+        raise SellarecError("Prompt4NR and BinLLM tune stage 1's adapter further; lora.rank must not be 0.")
+    return {
+        "prompt": config.prompt,
+        "stage1": config.stage1,
+        "rows": config.stage3.rows,
+        "cold_users": config.stage3.cold_users,
+        "learning_rate": LEARNING_RATE,
+    }

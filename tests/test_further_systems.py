@@ -1,0 +1,171 @@
+"""CTRL, Prompt4NR and BinLLM: hand-computed cases, what is trained, and runs through the real entry point."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sellarec.backbone.engine import log_odds
+from sellarec.collab.alignment import contrast, fine_grained_similarity
+from sellarec.collab.binary import BinaryMF, bits_text, dotted_text
+from sellarec.collab.fit import FitConfig, fit_collab
+from sellarec.config import make_config
+from sellarec.data.open import open_dataset
+from sellarec.errors import SellarecError
+from sellarec.prompts import ITEM, USER, Prompt
+from sellarec.systems import binllm, prompt4nr, tuned_further
+from sellarec.systems.base import Workspace
+from sellarec.systems.registry import TABLES, find_system
+from sellarec.systems.sella_collab import stage3_rows
+
+NAMES = ("ctrl", "prompt4nr", "binary_mf", "binllm")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_scores_the_same_rows_and_a_row_alone_and_strangers_get_finite_scores(small_workspace, name):
+    run, system = small_workspace.run(name), find_system(name)
+    assert run.scores["row"].tolist() == small_workspace.run("sella").scores["row"].tolist()
+    assert run.scores["score"].between(0, 1).all()
+    test = small_workspace.dataset.part("test")
+    cold = test.index[~test["warm"]].to_numpy()[:3]
+    together = system.score(small_workspace, run, cold)
+    alone = [system.score(small_workspace, run, cold[n : n + 1])[0] for n in range(3)]
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+    assert not list(run.folder.glob("scratch-*"))
+    assert name in TABLES["table3"]
+
+
+def test_parts_are_compared_with_the_nearest_part_of_the_other_side():
+    left = torch.tensor([[1.0, 0.0, 0.0, 2.0]])  # parts (1, 0) and (0, 2)
+    right = torch.tensor([[0.0, 3.0, 0.0, 1.0], [-1.0, 0.0, 1.0, 1.0]])
+    # first pair: (1,0) is at right angles to both parts, (0,2) equals them; second: 1/sqrt2 is the best of both
+    torch.testing.assert_close(fine_grained_similarity(left, right, 2), torch.tensor([[1.0, math.sqrt(2)]]))
+    torch.testing.assert_close(
+        fine_grained_similarity(left, right, 1)[0, 1], torch.tensor(1 / math.sqrt(5 * 3)).float()
+    )
+
+
+def test_contrast_is_chance_for_equal_similarities_and_averages_both_directions():
+    assert contrast(torch.zeros(5, 5)).item() == pytest.approx(math.log(5))
+    similarity = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
+    rows = (math.log(1 + math.exp(-2)) + math.log(2)) / 2
+    columns = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-1))) / 2
+    assert contrast(similarity).item() == pytest.approx((rows + columns) / 2)
+    assert contrast(similarity, symmetric=False).item() == pytest.approx(rows)
+
+
+def test_ctrl_learns_to_match_rows_with_their_texts(small_workspace):
+    log = small_workspace.run("ctrl").log
+    losses = log["alignment_loss"].dropna()
+    assert len(losses) == small_workspace.config.ctrl.epochs and losses.iloc[-1] < losses.iloc[0]
+    assert log["valid_auc"].notna().sum() > 0
+
+
+def test_a_code_is_written_as_bits_or_like_an_address():
+    bits = torch.tensor([1, 0, 1, 0, 1, 1, 0, 0] + [0] * 7 + [1]).bool()
+    assert bits_text(bits) == "1010110000000001"
+    assert dotted_text(bits) == "172.1"
+
+
+def test_the_sign_passes_gradients_and_scoring_reads_bits_only():
+    torch.manual_seed(0)
+    model = BinaryMF(3, 4, 8)
+    user, item = torch.tensor([1, 2]), torch.tensor([3, 4])
+    model.eval()
+    agree = (model.user_bits(user) == model.item_bits(item)).sum(dim=1)
+    assert model(user, item).tolist() == (2 * agree - 8).tolist()
+    model.train()
+    model.binary_share = 1.0
+    model(user, item).sum().backward()
+    assert model.user_embedding.weight.grad[1].abs().sum() > 0 and model.user_map.weight.grad.abs().sum() > 0
+
+
+def test_binary_factorisation_finds_planted_taste_and_its_share_of_bits_grows(planted_table):
+    data = open_dataset(str(planted_table))
+    torch.manual_seed(0)
+    model, shares = BinaryMF(data.n_users, data.n_items, 16), []
+
+    def grow(epoch):
+        model.binary_share = min(1.0, 0.02 * epoch)
+        shares.append(model.binary_share)
+
+    settings = FitConfig(learning_rate=1e-2, weight_decay=1e-4, epochs=60, patience=60, batch=64)
+    assert fit_collab(model, data, settings, 0, each_epoch=grow) > 0.8
+    assert shares[0] == 0 and shares[-1] == 1 and shares == sorted(shares)
+
+
+def test_codes_stand_where_the_soft_tokens_stand_and_a_hidden_user_has_the_strangers_code(small_workspace):
+    work = small_workspace
+    model, lm = binllm._trained(work, work.run("binary_mf")), work.base_model
+    row = int(work.dataset.part("train").index[0])
+    user, item = work.dataset.interactions.loc[row, ["user", "item"]]
+    codes = [dotted_text(model.user_bits(torch.tensor([u]))[0]) for u in (user, 0)]
+    known, hidden = (
+        lm.tokenizer.decode(r.prefix + r.suffix)
+        for r in binllm._tokenizer(work)(lm, np.array([row, row]), np.array([False, True]))
+    )
+    of_item = dotted_text(model.item_bits(torch.tensor([item]))[0])
+    assert f"collaborative feature is {codes[0]}. The target movie's feature is {of_item}." in known
+    assert f"collaborative feature is {codes[1]}." in hidden and USER not in hidden and ITEM not in hidden
+
+
+def test_prompt4nr_writes_three_vectors_into_each_slot_and_trains_them_with_the_adapter(small_workspace):
+    work, lm = small_workspace, small_workspace.base_model
+    prompt = prompt4nr.with_slots(Prompt("History.", " Question? Answer:"))
+    row = lm.tokenize(prompt, (USER, ITEM), 3)
+    assert [row.suffix.count(lm.soft_ids[t]) for t in (USER, ITEM)] == [3, 3] and row.prefix == ()
+    with pytest.raises(SellarecError, match="occur 2 times"):
+        lm.tokenize(prompt, (USER, ITEM), 2)
+
+    soft = prompt4nr._new(work)
+    rows = [row, lm.tokenize(prompt4nr.with_slots(Prompt("Other.", " Why? Answer:")), (USER, ITEM), 3)]
+    both = log_odds(lm, rows, soft(np.arange(2)))
+    torch.testing.assert_close(both[1:], log_odds(lm, rows[1:], soft(np.arange(1))), atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        soft.user[2] += 1.0  # only the third vector of one slot
+    assert not torch.allclose(both, log_odds(lm, rows, soft(np.arange(2))))
+
+    trained = work.run("prompt4nr").tensors("virtual_tokens")
+    fresh = prompt4nr._new(work).state_dict()
+    assert all(not np.array_equal(trained[k], fresh[k].numpy()) for k in ("user", "item"))
+
+
+@pytest.mark.parametrize("name", ["prompt4nr", "binllm"])
+def test_the_adapter_goes_on_from_stage_1_and_ends_elsewhere(small_workspace, name):
+    def weights(system):
+        from safetensors.numpy import load_file
+
+        return load_file(small_workspace.run(system).folder / "adapter" / "adapter_model.safetensors")
+
+    before, after = weights("tallrec"), weights(name)
+    assert before.keys() == after.keys()
+    moved = max(np.abs(after[k] - before[k]).max() for k in before)
+    steps = math.ceil(len(stage3_rows(small_workspace)) / small_workspace.config.stage1.batch)
+    assert 0 < moved <= 1.1 * tuned_further.LEARNING_RATE * steps
+
+
+def test_settings_that_cannot_work_are_refused_before_anything_is_computed(planted_table, llama, tmp_path):
+    for name, change, message in (
+        ("binllm", {"binllm.code": "octal"}, r"binllm\.code 'octal' is not known\. Valid: dotted, bits"),
+        ("binllm", {"binllm.dim": 12}, "multiple of 8"),
+        ("prompt4nr", {"lora.rank": 0}, r"lora\.rank must not be 0"),
+        ("ctrl", {"ctrl.spaces": 3}, r"must divide ctrl\.width, 128"),
+    ):
+        config = make_config("smoke", str(planted_table), backbone=str(llama), **change)
+        with pytest.raises(SellarecError, match=message):
+            Workspace(config, tmp_path).run(name)
+    assert not list(tmp_path.glob("*/*/*"))
+
+
+def test_how_codes_are_written_does_not_train_them_again(small_workspace):
+    other = dataclasses.replace(
+        small_workspace.config, binllm=dataclasses.replace(small_workspace.config.binllm, code="bits")
+    )
+    small_workspace.run("binary_mf")
+    assert Workspace(other, small_workspace.root).is_done("binary_mf")
+    changed = dataclasses.replace(
+        small_workspace.config, binllm=dataclasses.replace(small_workspace.config.binllm, dim=16)
+    )
+    assert not Workspace(changed, small_workspace.root).is_done("binary_mf")
