@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +51,8 @@ class RunCommand:
     """Name of a system, or table3 or table5."""
     profile: str = "quick"
     """smoke, quick or full: the defaults of the settings below."""
+    seeds: int = 1
+    """Of a table, compute the systems without a language model for so many seeds, counted from `seed`."""
     runs: Path = Path("runs")
     """The run store."""
     config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
@@ -116,35 +117,34 @@ def _run(argv: list[str]) -> None:
 
     work = Workspace(options.config, options.runs)
     if options.system in TABLES:
-        return _run_table(work, options.system)
+        return _run_table(work, options.system, options.seeds)
     find_system(options.system)
     run = work.run(options.system)
     if (run.folder / "metrics.json").exists():
         for name, found in run.metrics["test"].items():
-            auc, uauc = (f"{v:.4f}" if v is not None else "undefined" for v in (found["auc"], found["uauc"]))
-            print(f"test {name:5} AUC {auc}  UAUC {uauc}  ({found['rows']:,} rows, {found['users']} users)")
+            scores = f"AUC {_four(found['auc'])}  UAUC {_four(found['uauc'])}"
+            print(f"test {name:5} {scores}  ({found['rows']:,} rows, {found['users']} users)")
     print(run.folder)
 
 
-def _run_table(work: Workspace, table: str) -> None:
-    """Every system of a table; one that fails leaves the others standing."""
-    from sellarec.systems.registry import TABLES, find_system
+def _run_table(work: Workspace, table: str, seeds: int) -> None:
+    from sellarec.batch import compute, jobs_of
 
-    names, lines, failed = TABLES[table], [], 0
-    for number, name in enumerate(names, start=1):
-        print(f"{number} of {len(names)}: {find_system(name).label}", flush=True)
-        try:
-            found = work.run(name).metrics["test"]["all"]
-            lines.append("  ".join(f"{m.upper()} {found[m]:.4f}" if found[m] else m for m in ("auc", "uauc")))
-        except Exception as error:
-            if not isinstance(error, SellarecError):
-                traceback.print_exc()
-            lines.append(f"failed: {error}")
-            failed += 1
-    for name, line in zip(names, lines, strict=True):
-        print(f"{name:22} {line}")
+    jobs = jobs_of(work, table, seeds)
+    failed = compute(jobs)
+    for job in jobs:
+        if job in failed:
+            line = f"failed: {failed[job]}"
+        else:
+            found = job.work.run(job.system.name).metrics["test"]["all"]
+            line = "  ".join(f"{m.upper()} {_four(found[m])}" for m in ("auc", "uauc"))
+        print(f"{job.system.name:22} seed {job.work.config.seed}  {line}")
     if failed:
-        raise SellarecError(f"{failed} of {len(names)} systems failed. The same command tries only these again.")
+        raise SellarecError(f"{len(failed)} of {len(jobs)} systems failed. The same command tries only these again.")
+
+
+def _four(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
 
 
 def _report(argv: list[str]) -> None:

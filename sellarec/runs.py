@@ -30,6 +30,7 @@ from sellarec.errors import SellarecError
 
 MANIFEST = "manifest.json"
 SCRATCH = "scratch-"
+FAILURE = "failure.txt"
 
 
 @dataclass(frozen=True)
@@ -114,20 +115,35 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None]) -> Run:
     Raises:
         SellarecError: the stored run is damaged.
     """
-    folder = key.folder(root)
+    folder, work = key.folder(root), _work_folder(root, key)
     if folder.exists():
         return open_run(folder)
-    work = folder.with_name(f".work-{folder.name}")
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(work.with_suffix(".lock")):
         if not folder.exists():
             run = Run(work)
             run.write_json("config", _description(key, _code_so_far(work)))
-            compute(run)
+            (work / FAILURE).unlink(missing_ok=True)
+            try:
+                compute(run)
+            except Exception as error:
+                (work / FAILURE).write_text(str(error) or type(error).__name__)
+                raise
             run.write_json("manifest", {"files": _hashes(work)})
             os.replace(work, folder)
     work.with_suffix(".lock").unlink(missing_ok=True)
     return open_run(folder)
+
+
+def last_failure(root: Path, key: RunKey) -> str | None:
+    """The message with which the last try to compute a run ended, if it failed."""
+    path = _work_folder(root, key) / FAILURE
+    return path.read_text() if path.is_file() else None
+
+
+def _work_folder(root: Path, key: RunKey) -> Path:
+    folder = key.folder(root)
+    return folder.with_name(f".work-{folder.name}")
 
 
 def open_run(folder: Path) -> Run:

@@ -34,6 +34,9 @@ PUBLISHED_ML_1M = {
 }
 """AUC and UAUC that SeLLa-Rec's paper prints for ML-1M with Qwen2-7B, all training rows."""
 
+SEEDS = range(10)
+"""Seeds that are looked for in the store."""
+
 
 def systems_of(work: Workspace, table: str, needed: Sequence[str]) -> tuple[str, ...]:
     """The systems of "table3" or "table5" that are in the store, and those that are needed in any case.
@@ -44,6 +47,9 @@ def systems_of(work: Workspace, table: str, needed: Sequence[str]) -> tuple[str,
     missing = [n for n in wanted if n not in needed and not work.is_done(n)]
     if missing:
         print(f"Not in the store: {', '.join(missing)}. To compute them: sellarec run {table}, with these settings.")
+    for name in missing:
+        if reason := work.failure(name):
+            print(f"{name} failed: {reason}")
     return tuple(n for n in wanted if n not in missing)
 
 
@@ -53,15 +59,20 @@ def overall_table(work: Workspace, systems: Sequence[str] = OVERALL, part: str =
     Systems that are not in the store yet are computed.
 
     Returns:
-        Indexed by label: `system`, and for each metric m: `m`, `m_low`, `m_high`, `m_paper` (ML-1M only).
+        Indexed by label: `system`; for each metric m: `m`, `m_low`, `m_high`; of the whole test part also `seeds`, how
+        many of them are in the store, and `m_mean` and `m_spread`, mean and largest distance from it over these; and
+        `m_paper` (ML-1M only).
     """
     if part not in SLICES:
         raise ValueError(f"part '{part}' is none of {SLICES}")
     bootstrap, mask = _bootstrap(work, part)
+    others = [work.variant({"seed": s}) for s in SEEDS if s != work.config.seed]
     lines = []
     for name in systems:
         score = _test_scores(work, name)[mask]
         line: dict[str, object] = {"label": find_system(name).label, "system": name}
+        if part == "all":
+            line |= _over_seeds([work, *(o for o in others if _has_seed(o, name))], name)
         for n, metric in enumerate(("auc", "uauc")):
             interval = bootstrap.interval(metric, score)
             line |= {metric: interval.value, f"{metric}_low": interval.low, f"{metric}_high": interval.high}
@@ -69,6 +80,19 @@ def overall_table(work: Workspace, systems: Sequence[str] = OVERALL, part: str =
                 line[f"{metric}_paper"] = PUBLISHED_ML_1M.get(name, (np.nan, np.nan))[n]
         lines.append(line)
     return pd.DataFrame(lines).set_index("label")
+
+
+def _has_seed(other: Workspace, name: str) -> bool:
+    return find_system(name).uses_seed and other.is_done(name)
+
+
+def _over_seeds(works: Sequence[Workspace], name: str) -> dict[str, float]:
+    """The columns of `overall_table` that tell how a system's metrics vary with the seed."""
+    line: dict[str, float] = {"seeds": len(works)}
+    for metric in ("auc", "uauc"):
+        values = np.array([w.run(name).metrics["test"]["all"][metric] for w in works], dtype=float)
+        line |= {f"{metric}_mean": values.mean(), f"{metric}_spread": np.abs(values - values.mean()).max()}
+    return line
 
 
 def difference_table(
@@ -158,8 +182,16 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
         if f"{metric}_verdict" in table:
             out[f"{metric.upper()}, {table.attrs['label']} is"] = table[f"{metric}_verdict"]
         if f"{metric}_paper" in table:
-            out[f"{metric.upper()}, paper (7B)"] = [
-                "" if np.isnan(v) else f"{v:.4f}" for v in table[f"{metric}_paper"].astype(float)
+            paper = table[f"{metric}_paper"].astype(float)
+            out[f"{metric.upper()}, paper (7B)"] = ["" if np.isnan(v) else f"{v:.4f}" for v in paper]
+            out[f"{metric.upper()}, ours − paper"] = [
+                "" if np.isnan(v) else f"{v:+.4f}" for v in table[metric].astype(float) - paper
+            ]
+    if "seeds" in table and (table["seeds"] > 1).any():
+        for metric in ("auc", "uauc"):
+            out[f"{metric.upper()} over seeds"] = [
+                f"{mean:.4f} ± {spread:.4f} ({n:.0f})" if n > 1 else ""
+                for mean, spread, n in table[[f"{metric}_mean", f"{metric}_spread", "seeds"]].to_numpy(dtype=float)
             ]
     return out
 

@@ -7,11 +7,14 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from sellarec import cli
 from sellarec.config import PROFILES, Config, make_config
 from sellarec.errors import SellarecError
+from sellarec.systems.base import Workspace
+from sellarec.tables import overall_table, pretty, systems_of
 from tests.conftest import SMALL
 
 
@@ -135,11 +138,27 @@ def test_a_table_is_one_command_and_a_failed_system_leaves_the_others(planted_ta
         with pytest.raises(SystemExit, match="1 of 3 systems failed"):
             cli.main(words)
     out = capsys.readouterr().out
-    assert "din                    failed: no such luck" in out
-    assert re.search(r"sasrec +AUC 0\.\d{4}  UAUC 0\.\d{4}", out)
-    cli.main(words)
+    assert "0 of 3 are in the store; to compute: Counting (item + user mean), seed 0; DIN, seed 0" in out
+    assert "din                    seed 0  failed: no such luck" in out
+    assert re.search(r"sasrec +seed 0  AUC 0\.\d{4}  UAUC 0\.\d{4}", out)
+    assert re.search(r"2 of 3: DIN, seed 0, about 00:\d\d left", out)
+
+    work = Workspace(make_config("smoke", str(planted_table)), tmp_path)
+    assert work.failure("din") == "no such luck" and work.failure("sasrec") is None
+    assert systems_of(work, "table3", ("counting",)) == ("counting", "sasrec")
+    assert "din failed: no such luck" in capsys.readouterr().out
+
+    cli.main([*words, "--seeds", "2"])
     again = capsys.readouterr().out
-    assert "failed" not in again and "[planted] DIN" in again and "[planted] SASRec" not in again
+    assert "failed" not in again and "[planted] DIN" in again and "2 of 5 are in the store" in again
+    assert "counting               seed 1" not in again  # counting has no seed
+    assert work.failure("din") is None
+    table = overall_table(work, ("counting", "din"))
+    assert table["seeds"].tolist() == [1, 2]
+    values = [float(m) for m in re.findall(r"din +seed \d  AUC (0\.\d{4})", again)]
+    assert table["auc_mean"].iloc[1] == pytest.approx(np.mean(values), abs=1e-4)
+    assert table["auc_spread"].iloc[1] == pytest.approx(abs(values[0] - values[1]) / 2, abs=1e-4)
+    assert pretty(table)["AUC over seeds"].tolist()[0] == "" and "(2)" in pretty(table)["AUC over seeds"].iloc[1]
 
 
 def test_the_tables_name_systems_that_exist():

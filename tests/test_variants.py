@@ -34,7 +34,7 @@ def test_a_variant_is_computed_under_its_changes_and_scored_on_the_same_rows(sma
 
 def moved(work, name, tensor):
     """Whether stage 3 of a variant changed one of the tables that stage 2 gave it."""
-    place = work._changed(VARIANTS[name].changes)
+    place = work.variant(VARIANTS[name].changes)
     before = place.run("sella_collab").tensors("aligned")[tensor]
     return not np.array_equal(before, work.run(name).tensors("soft_tokens").get(tensor, before))
 
@@ -60,7 +60,7 @@ def test_only_the_tables_of_the_tokens_that_are_there_are_trained(small_workspac
     [("no_warm_token", (USER, ITEM)), ("no_user_item_tokens", (WARM,)), ("random_projection", SOFT_TOKENS)],
 )
 def test_a_token_that_is_left_out_takes_its_sentence_with_it(small_workspace, name, tokens):
-    place = small_workspace._changed(VARIANTS[name].changes)
+    place = small_workspace.variant(VARIANTS[name].changes)
     lm = place.tuned_model
     soft = load_soft_tokens(place, small_workspace.run(name))
     model = HybridModel(lm, soft, place, np.arange(3))
@@ -101,7 +101,7 @@ def test_each_phase_changes_its_own_group_only_and_a_kill_in_the_second_changes_
     first, second = ["semantic.weight"], ["mf.item_embedding.weight", "mf.user_embedding.weight"]
     if name == "user_item_then_warm":
         first, second = second, first
-    aligned = work._changed(killed.changes).run("sella_collab").tensors("aligned")
+    aligned = work.variant(killed.changes).run("sella_collab").tensors("aligned")
     assert all(np.array_equal(aligned[k], after_first[k]) for k in second)
     assert all(np.array_equal(after_first[k], after_second[k]) for k in first)
     for key, value in whole.tensors("soft_tokens").items():
@@ -123,7 +123,7 @@ def test_a_typo_in_stage_3_is_found_before_anything_is_computed(planted_table, l
 
 def test_a_random_projection_starts_elsewhere_and_an_untuned_model_is_the_backbone(small_workspace):
     work = small_workspace
-    place = work._changed(VARIANTS["no_lora"].changes)
+    place = work.variant(VARIANTS["no_lora"].changes)
     assert place.tuned_model is place.base_model
     aligned = work.run("sella").tensors("soft_tokens")["collab_projection.layers.0.weight"]
     random = work.run("random_projection").tensors("soft_tokens")["collab_projection.layers.0.weight"]
@@ -132,7 +132,7 @@ def test_a_random_projection_starts_elsewhere_and_an_untuned_model_is_the_backbo
 
 def test_variants_that_leave_stage_1_alone_share_the_tuned_model(small_workspace):
     work = small_workspace
-    assert work._changed(VARIANTS["no_records"].changes).tuned_model is work.tuned_model
+    assert work.variant(VARIANTS["no_records"].changes).tuned_model is work.tuned_model
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from sellarec.config import Config, change_config
 from sellarec.data.dataset import Dataset, sample_rows, sample_users
 from sellarec.data.open import open_dataset
 from sellarec.evaluation import metrics
-from sellarec.runs import Run, RunKey, ensure_run
+from sellarec.runs import Run, RunKey, ensure_run, last_failure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,9 @@ class Workspace:
 
     @cached_property
     def dataset(self) -> Dataset:
+        parent = self._parent
+        if parent and (parent.config.dataset, parent.config.data) == (self.config.dataset, self.config.data):
+            return parent.dataset
         return open_dataset(self.config.dataset, self.config.data)
 
     def part(self, split: str) -> pd.DataFrame:
@@ -108,12 +111,12 @@ class Workspace:
             from sellarec.systems.registry import find_system
 
             system = find_system(name)
-            place = self._changed(system.changes)
+            place = self.variant(system.changes)
             self._runs[name] = ensure_run(self.root, place._key(system), lambda run: place._compute(system, run))
         return self._runs[name]
 
-    def _changed(self, changes: Mapping[str, Any]) -> Workspace:
-        """The workspace in which a variant is computed; it shares this one's language models where they agree."""
+    def variant(self, changes: Mapping[str, Any]) -> Workspace:
+        """The workspace under changed settings; it shares this one's dataset and language models where they agree."""
         if not changes:
             return self
         place = Workspace(change_config(self.config, changes), self.root)
@@ -125,7 +128,7 @@ class Workspace:
         from sellarec.systems.registry import find_system
 
         system = find_system(name)
-        place = self._changed(system.changes)
+        place = self.variant(system.changes)
         return all(place.is_done(n) for n in system.needs) and place._key(system).folder(self.root).exists()
 
     def _key(self, system: System) -> RunKey:
@@ -150,6 +153,16 @@ class Workspace:
     @cached_property
     def base_dtype(self) -> str:
         return str(choose_placement(self.config.dtype).dtype).removeprefix("torch.")
+
+    def failure(self, name: str) -> str | None:
+        """Why the last try to compute a system failed; None if it did not, or what it needs is missing."""
+        from sellarec.systems.registry import find_system
+
+        system = find_system(name)
+        place = self.variant(system.changes)
+        if not all(place.is_done(n) for n in system.needs):
+            return None
+        return last_failure(self.root, place._key(system))
 
     def _compute(self, system: System, run: Run) -> None:
         print(f"[{self.dataset.name}] {system.label}", flush=True)
