@@ -61,12 +61,19 @@ def test_sasrec_reads_the_order_ignores_the_user_and_stands_an_empty_history():
 def test_sasrec_is_causal_and_padding_has_no_place_of_its_own():
     torch.manual_seed(0)
     model = SASRec(9, length=4, dim=8).eval()
-    first, second = model.states(torch.tensor([[0, 0, 1, 2], [0, 0, 1, 5]]))
+    block = model.blocks[0]
+    states = torch.randn(1, 4, 8)
+    later = states.clone()
+    later[0, 3] += 1.0
+    future = torch.ones(4, 4, dtype=torch.bool).triu(1)
+    first, second = block(states, states, future)[0], block(later, later, future)[0]
     torch.testing.assert_close(first[:3], second[:3])
     assert not torch.allclose(first[3], second[3])
+    torch.testing.assert_close(block(states[:, -1:], states, None)[0, 0], first[3])  # as the last block does
+    before = model.last_state(torch.tensor([[0, 0, 1, 2]]))
     with torch.no_grad():
         model.position_embedding.weight[:2] += 100.0  # the places that only padding takes here
-    torch.testing.assert_close(model.states(torch.tensor([[0, 0, 1, 2]]))[0], first)
+    torch.testing.assert_close(model.last_state(torch.tensor([[0, 0, 1, 2]])), before)
 
 
 def test_a_last_batch_of_one_row_joins_the_one_before():

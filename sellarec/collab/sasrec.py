@@ -36,20 +36,23 @@ class SASRec(nn.Module):
         self.blocks = nn.ModuleList(_Block(dim, heads, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
 
-    def states(self, history: Tensor) -> Tensor:
-        """Every position's state, (B, length, dim), of left-padded histories (B, length) int64."""
+    def last_state(self, history: Tensor) -> Tensor:
+        """The last position's state, (B, dim), of left-padded histories (B, length) int64.
+
+        Nothing reads the other positions of the last block, so only the last one is computed there.
+        """
         real = (history > 0)[..., None]
         places = torch.arange(history.shape[1], device=history.device)
         states = self.item_embedding(history) * self.item_embedding.embedding_dim**0.5
         states = self.dropout(states + self.position_embedding(places)) * real
         future = torch.ones(len(places), len(places), dtype=torch.bool, device=history.device).triu(1)
-        for block in self.blocks:
-            states = block(states, future) * real
-        return self.norm(states)
+        for block in self.blocks[:-1]:
+            states = block(states, states, future) * real
+        return self.norm(self.blocks[-1](states[:, -1:], states, None) * real[:, -1:])[:, 0]
 
     def forward(self, user: Tensor, item: Tensor, history: Tensor) -> Tensor:
         """Ids (B,), (B,) and histories (B, length) → log-odds (B,). Users enter through their histories only."""
-        return (self.states(history)[:, -1] * self.item_embedding(item)).sum(dim=-1)
+        return (self.last_state(history) * self.item_embedding(item)).sum(dim=-1)
 
 
 class _Block(nn.Module):
@@ -63,8 +66,9 @@ class _Block(nn.Module):
             nn.Linear(dim, dim), nn.Dropout(dropout), nn.ReLU(), nn.Linear(dim, dim), nn.Dropout(dropout)
         )
 
-    def forward(self, states: Tensor, future: Tensor) -> Tensor:
-        query = self.attention_norm(states)
-        states = query + self.attention(query, states, states, attn_mask=future, need_weights=False)[0]
-        normalized = self.network_norm(states)
+    def forward(self, at: Tensor, states: Tensor, future: Tensor | None) -> Tensor:
+        """Positions `at` (B, q, dim), attending to the `states` (B, length, dim) that `future` (q, length) leaves."""
+        query = self.attention_norm(at)
+        attended = query + self.attention(query, states, states, attn_mask=future, need_weights=False)[0]
+        normalized = self.network_norm(attended)
         return normalized + self.network(normalized)
