@@ -1,13 +1,16 @@
 """LightGCN, SASRec and DIN: hand-computed cases, invariances, and taste planted in data."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn.decomposition import TruncatedSVD
 
 from sellarec.collab import fit
 from sellarec.collab.din import DIN, Dice
 from sellarec.collab.fit import FitConfig, fit_collab, predict, user_and_item
 from sellarec.collab.lightgcn import LightGCN
+from sellarec.collab.mf import MatrixFactorization
 from sellarec.collab.sasrec import SASRec
 from sellarec.data.open import open_dataset
 from sellarec.evaluation import auc
@@ -141,3 +144,34 @@ def test_the_same_seed_gives_the_same_bytes(data, name):
 
     first, second = weights(), weights()
     assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_mf_and_lightgcn_rank_planted_taste_as_well_as_an_outside_factorisation(tmp_path):
+    """scikit-learn's truncated SVD of the training ratings, as ±1, knows nothing of our code."""
+    random = np.random.default_rng(0)
+    taste, kind = random.normal(size=(80, 2)), random.normal(size=(60, 2))
+    user, item = (i.ravel() for i in np.indices((80, 60)))
+    keep = random.random(user.size) < 0.6
+    user, item = user[keep], item[keep]
+    likes = (taste[user] * kind[item]).sum(axis=1) + random.normal(size=user.size) * 0.3 > 0
+    table = pd.DataFrame({"user": user, "item": item, "rating": np.where(likes, 5, 1)})
+    table["timestamp"] = random.permutation(len(table)) * 3600
+    table["title"], table["genres"] = "Film " + table["item"].astype(str) + " (1990)", "Drama"
+    table.to_csv(tmp_path / "rank2.csv", index=False)
+    data = open_dataset(str(tmp_path / "rank2.csv"))
+    train, test = data.part("train"), data.part("test")
+
+    matrix = np.zeros((data.n_users + 1, data.n_items + 1))
+    matrix[train["user"], train["item"]] = 2 * train["label"] - 1
+    svd = TruncatedSVD(2, random_state=0)
+    outside = (svd.fit_transform(matrix) @ svd.components_)[test["user"], test["item"]]
+    bar = auc(test["label"].to_numpy(), outside)
+    assert bar > 0.85
+
+    torch.manual_seed(0)
+    for model, rate in (
+        (MatrixFactorization(data.n_users, data.n_items, 8, bias=False), 1e-2),
+        (LightGCN(data.n_users, data.n_items, user_and_item(train[train["label"] == 1]), 8, 2), 3e-2),
+    ):
+        fit_collab(model, data, FitConfig(learning_rate=rate, weight_decay=1e-4, batch=256, epochs=150), 0)
+        assert auc(test["label"].to_numpy(), predict(model, user_and_item(test))) > bar - 0.03, type(model).__name__
