@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-# Okabe and Ito's palette: distinct for colour-blind readers, and one colour per system everywhere.
+# Okabe and Ito's palette, then Tol's muted one: distinct for colour-blind readers; one colour per system everywhere.
 COLOURS = {
     "counting": "#999999",
     "mf": "#56B4E9",
@@ -19,6 +19,15 @@ COLOURS = {
     "zero_shot": "#F0E442",
     "tallrec": "#E69F00",
     "sella": "#D55E00",
+    "lightgcn": "#88CCEE",
+    "sasrec": "#332288",
+    "din": "#882255",
+    "ctrl": "#AA4499",
+    "binary_mf": "#44AA99",
+    "prompt4nr": "#DDCC77",
+    "person_prompt": "#999933",
+    "collm": "#117733",
+    "binllm": "#661100",
 }
 SPLIT_COLOURS = {"train": "#0072B2", "valid": "#E69F00", "test": "#D55E00"}
 _LAYOUT = {
@@ -202,6 +211,88 @@ def cosine_figure(cosines: dict[str, np.ndarray], note: str = "") -> go.Figure:
         **_LEGEND_BELOW,
     )
     return _titled(figure, "Does an item's projected vector point where its title does?", note)
+
+
+def slices_figure(table: pd.DataFrame, title: str, note: str = "") -> go.Figure:
+    """Grouped bars with intervals: AUC above UAUC, a group for each part of the rows, a bar for each system.
+
+    Args:
+        table: As `analysis.slices.metrics_on` gives it.
+    """
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    counts = table.drop_duplicates("part")
+    names = [f"{p}<br>{r:,} rows, {u:,} users" for p, r, u in counts[["part", "rows", "users"]].to_numpy()]
+    place = dict(zip(counts["part"], names, strict=True))
+    for system, lines in table.groupby("system", sort=False):
+        for row, metric in enumerate(("auc", "uauc"), start=1):
+            figure.add_bar(
+                x=lines["part"].map(place),
+                y=lines[metric],
+                error_y={
+                    "array": lines[f"{metric}_high"] - lines[metric],
+                    "arrayminus": lines[metric] - lines[f"{metric}_low"],
+                    "thickness": 1,
+                    "width": 2,
+                },
+                name=lines["label"].iloc[0],
+                marker_color=COLOURS.get(system, "#333333"),
+                legendgroup=system,
+                showlegend=row == 1,
+                hovertemplate="%{fullData.name}<br>%{x}<br>" + metric.upper() + " %{y:.4f}<extra></extra>",
+                row=row,
+                col=1,
+            )
+    low = np.nanmin(table[["auc_low", "uauc_low", "auc", "uauc"]].to_numpy(dtype=float))
+    high = np.nanmax(table[["auc_high", "uauc_high", "auc", "uauc"]].to_numpy(dtype=float))
+    for row, metric in enumerate(("AUC", "UAUC"), start=1):
+        figure.update_yaxes(title_text=metric, range=[max(0, low - 0.02), min(1, high + 0.02)], row=row, col=1)
+        figure.add_hline(y=0.5, line={"dash": "dot", "color": "#888888"}, row=row, col=1)
+    figure.update_layout(**_LAYOUT, barmode="group", height=640, legend={"orientation": "h", "y": -0.15})
+    return _titled(figure, title, note)
+
+
+def reliability_figure(curves: dict[str, pd.DataFrame], labels: dict[str, str], note: str = "") -> go.Figure:
+    """Share of likes against predicted probability, a line for each system; on the diagonal they agree."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "color": "#888888"}, name="perfectly calibrated"
+    )
+    for name, curve in curves.items():
+        figure.add_scatter(
+            x=curve["probability"],
+            y=curve["liked"],
+            customdata=curve["rows"],
+            mode="lines+markers",
+            name=labels[name],
+            line={"color": COLOURS.get(name, "#333333")},
+            hovertemplate="said %{x:.2f}, liked %{y:.2f}<br>%{customdata:,} rows<extra>%{fullData.name}</extra>",
+        )
+    figure.update_layout(**_LAYOUT, **_LEGEND_BELOW, height=520)
+    figure.update_xaxes(title_text="predicted probability of a like", range=[0, 1])
+    figure.update_yaxes(title_text="share of likes", range=[0, 1])
+    return _titled(figure, "Do the probabilities mean what they say?", note)
+
+
+def scores_figure(
+    scores: dict[str, np.ndarray], label: np.ndarray, labels: dict[str, str], note: str = ""
+) -> go.Figure:
+    """Distribution of predicted probabilities of liked and of disliked rows, a pair of violins for each system."""
+    figure = go.Figure()
+    for value, name, colour, side in ((0, "disliked", "#E69F00", "negative"), (1, "liked", "#0072B2", "positive")):
+        chosen = label == value
+        figure.add_violin(
+            x=np.concatenate([np.repeat(labels[n], chosen.sum()) for n in scores]),
+            y=np.concatenate([np.round(s[chosen].astype(float), 4) for s in scores.values()]),
+            name=name,
+            side=side,
+            line_color=colour,
+            points=False,
+            meanline_visible=True,
+            spanmode="hard",
+        )
+    figure.update_layout(**_LAYOUT, **_LEGEND_BELOW, violinmode="overlay", violingap=0.1, height=460)
+    figure.update_yaxes(title_text="predicted probability", range=[0, 1])
+    return _titled(figure, "How the probabilities of liked and disliked rows spread", note)
 
 
 def export_figure(figure: go.Figure, name: str, folder: str | Path | None) -> go.Figure:

@@ -16,6 +16,7 @@ from sellarec.data.dataset import Dataset
 
 USER, ITEM, WARM = "<User_ID>", "<Item_ID>", "<Warm_ID>"
 SOFT_TOKENS = (USER, ITEM, WARM)
+INSTRUCTION = "instruction"
 _TRAILING_ARTICLE = re.compile(r"^(.*), (The|A|An|Les|La|Le|L'|Das|Der|Die|El|Il)((?: \(.*\))*)$")
 
 
@@ -42,14 +43,33 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row's text: `prefix + suffix` is what the model reads."""
+    """One row's text: `prefix + suffix` is what the model reads.
+
+    Attributes:
+        spans: Which characters of the whole text say what: (segment, start, end), in order and without gaps. A segment
+            is "instruction", "title 1" for the oldest listed title and so on, "user record", "target", "genres",
+            "item record", or a soft token's name. Empty for prompts that a `PromptWriter` did not write.
+    """
 
     prefix: str
     suffix: str
+    spans: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def text(self) -> str:
         return self.prefix + self.suffix
+
+
+Pieces = list[tuple[str, str]]
+"""(segment, text), in order."""
+
+
+def _joined(prefix: Pieces, suffix: Pieces) -> Prompt:
+    spans, end = [], 0
+    for segment, text in prefix + suffix:
+        spans.append((segment, end, end + len(text)))
+        end += len(text)
+    return Prompt("".join(t for _, t in prefix), "".join(t for _, t in suffix), tuple(spans))
 
 
 def natural_title(title: str) -> str:
@@ -94,25 +114,39 @@ class PromptWriter:
                 likes, as in `Dataset.training_counts`.
         """
         noun = self.dataset.domain
-        prefix = ""
+        prefix: Pieces = []
         if self.config.history:
-            titles = ", ".join(self._titles[i] for i in history[-self.config.history :]) or "none"
-            prefix = f"The user rated these {noun}s highly: {titles}."
+            prefix += self._history(history[-self.config.history :])
         if self.config.user_profile:
             known = f"likes {_share(*of_user)} {noun}s" if of_user[0] else f"is new to {noun}s here"
-            prefix += f" The user {known}."
-        genres = f" ({self._genres[item]})" if self.config.genres and self._genres[item] else ""
-        question = f" Will the user like the {noun} {self._titles[item]}{genres}?"
+            prefix.append(("user record", f"{' ' if prefix else ''}The user {known}."))
+        suffix = [(INSTRUCTION, f" Will the user like the {noun} "), ("target", self._titles[item])]
+        if self.config.genres and self._genres[item]:
+            suffix.append(("genres", f" ({self._genres[item]})"))
+        suffix.append((INSTRUCTION, "?"))
         if self.config.item_profile:
-            question += f" It is liked by {_share(*of_item)} users." if of_item[0] else " It is new here."
-        return Prompt(prefix.strip(), f"{question}{self._features()} Answer Yes or No. Answer:")
+            known = f"liked by {_share(*of_item)} users" if of_item[0] else "new here"
+            suffix.append(("item record", f" It is {known}."))
+        return _joined(prefix, [*suffix, *self._features(), (INSTRUCTION, " Answer Yes or No. Answer:")])
 
-    def _features(self) -> str:
+    def _history(self, items: np.ndarray) -> Pieces:
+        pieces = [(INSTRUCTION, f"The user rated these {self.dataset.domain}s highly: ")]
+        for n, item in enumerate(items, start=1):
+            pieces += [(INSTRUCTION, ", ")] * (n > 1) + [(f"title {n}", self._titles[item])]
+        return [*pieces, (INSTRUCTION, "." if len(items) else "none.")]
+
+    def _features(self) -> Pieces:
         noun = self.dataset.domain
         about_item = [t for t in self.soft_tokens if t != USER]
-        user = f" The user's collaborative feature is {USER}." if USER in self.soft_tokens else ""
-        item = f" The target {noun}'s feature is {', '.join(about_item)}." if about_item else ""
-        return user + item
+        pieces: Pieces = []
+        if USER in self.soft_tokens:
+            pieces += [(INSTRUCTION, " The user's collaborative feature is "), (USER, USER), (INSTRUCTION, ".")]
+        if about_item:
+            pieces.append((INSTRUCTION, f" The target {noun}'s feature is "))
+            for n, token in enumerate(about_item):
+                pieces += [(INSTRUCTION, ", ")] * (n > 0) + [(token, token)]
+            pieces.append((INSTRUCTION, "."))
+        return pieces
 
 
 def item_prompt(dataset: Dataset, item: int, natural: bool = True) -> str:

@@ -69,7 +69,7 @@ def overall_table(work: Workspace, systems: Sequence[str] = OVERALL, part: str =
     others = [work.variant({"seed": s}) for s in SEEDS if s != work.config.seed]
     lines = []
     for name in systems:
-        score = _test_scores(work, name)[mask]
+        score = work.test_scores(name)[mask]
         line: dict[str, object] = {"label": find_system(name).label, "system": name}
         if part == "all":
             line |= _over_seeds([work, *(o for o in others if _has_seed(o, name))], name)
@@ -105,10 +105,10 @@ def difference_table(
         `system` stands in `attrs["label"]`.
     """
     bootstrap, mask = _bootstrap(work, part)
-    score = _test_scores(work, system)[mask]
+    score = work.test_scores(system)[mask]
     lines = []
     for name in (n for n in systems if n != system):
-        other = _test_scores(work, name)[mask]
+        other = work.test_scores(name)[mask]
         line: dict[str, object] = {"against": find_system(name).label}
         for metric in ("auc", "uauc"):
             interval = bootstrap.interval(metric, score, other)
@@ -210,9 +210,3 @@ def _bootstrap(work: Workspace, part: str) -> tuple[UserBootstrap, np.ndarray]:
     rows = work.part("test")
     mask = slice_masks(rows)[part]
     return UserBootstrap(rows["user"].to_numpy()[mask], rows["label"].to_numpy()[mask]), mask
-
-
-def _test_scores(work: Workspace, name: str) -> np.ndarray:
-    """A system's scores in the order of `work.part("test")`."""
-    scores = work.run(name).scores.set_index("row")["score"]
-    return scores.loc[work.part("test").index].to_numpy()

@@ -107,13 +107,20 @@ class Workspace:
 
     def run(self, name: str) -> Run:
         """The finished run of a system; it and what it needs are computed if they are missing."""
-        if name not in self._runs:
-            from sellarec.systems.registry import find_system
+        from sellarec.systems.registry import find_system
 
-            system = find_system(name)
+        return self._runs.get(name) or self.run_of(find_system(name))
+
+    def run_of(self, system: System) -> Run:
+        """As `run`, also for a step that is not in the registry, such as an analysis."""
+        if system.name not in self._runs:
             place = self.variant(system.changes)
-            self._runs[name] = ensure_run(self.root, place._key(system), lambda run: place._compute(system, run))
-        return self._runs[name]
+            self._runs[system.name] = ensure_run(self.root, place._key(system), lambda r: place._compute(system, r))
+        return self._runs[system.name]
+
+    def test_scores(self, name: str) -> np.ndarray:
+        """A system's probabilities of the scored test rows, in the order of `part("test")`, shape (n,), float32."""
+        return self.run(name).scores.set_index("row")["score"].loc[self.part("test").index].to_numpy()
 
     def variant(self, changes: Mapping[str, Any]) -> Workspace:
         """The workspace under changed settings; it shares this one's dataset and language models where they agree."""
