@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.errors import SellarecError
 from sellarec.progress import Progress
 from sellarec.prompts import SOFT_TOKENS
 
@@ -147,6 +148,32 @@ def _for_all(
     if resume:
         _save_whole(out, resume)
     return out
+
+
+@torch.inference_mode()
+def attention_weights(lm: LanguageModel, row: TokenRow, soft: dict[str, Tensor] | None = None) -> np.ndarray:
+    """How much each position attends to each earlier one, shape (layers, heads, T, T), float32; rows sum to 1.
+
+    Args:
+        soft: For each soft token its vector, shape (1, d_L).
+
+    Raises:
+        SellarecError: the backbone's attention does not give its weights away.
+    """
+    model = lm.model
+    usual = model.config._attn_implementation
+    ids = torch.tensor([row.prefix + row.suffix], device=lm.placement.device)
+    embeds = lm.embedding(ids)
+    for token, vectors in (soft or {}).items():
+        embeds = embeds.index_put(torch.nonzero(ids == lm.soft_ids[token], as_tuple=True), vectors.to(embeds.dtype))
+    try:
+        model.set_attn_implementation("eager")  # the only kind that shows its weights
+        layers = _body(lm)(inputs_embeds=embeds, output_attentions=True).attentions
+    finally:
+        model.set_attn_implementation(usual)
+    if not layers or layers[0] is None:
+        raise SellarecError("This backbone's attention does not show its weights.")
+    return torch.stack([layer[0].float() for layer in layers]).cpu().numpy()
 
 
 def plan_batches(rows: Sequence[TokenRow], token_budget: int) -> list[np.ndarray]:

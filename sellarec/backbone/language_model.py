@@ -89,6 +89,22 @@ class LanguageModel:
             raise SellarecError(f"Each soft token must occur {often} in a prompt; found {counts}.")
         return TokenRow(tuple(prefix), tuple(suffix))
 
+    def token_ends(self, prompt: Prompt, soft_tokens: tuple[str, ...] = ()) -> list[int]:
+        """For each token of the prompt's `TokenRow` the character of the prompt with which it ends; -1 without one."""
+        kept = len(self.tokenize(prompt, soft_tokens))
+        ends, at = self._ends(prompt.prefix, 0), len(prompt.prefix)
+        for piece in _split_at(prompt.suffix, soft_tokens):
+            ends += [at + len(piece) - 1] if piece in soft_tokens else self._ends(piece, at)
+            at += len(piece)
+        start = [-1] if self._adds_bos else []
+        return start + ends[len(ends) - (kept - len(start)) :]
+
+    def _ends(self, text: str, at: int) -> list[int]:
+        if not text:
+            return []
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return [at + end - 1 for _, end in found["offset_mapping"]]
+
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 

@@ -27,14 +27,18 @@ def training_records(dataset: Dataset, column: str, rows: np.ndarray, unknown: n
         rows: Row ids, (n,).
         unknown: Rows, as a mask (n,), whose user or item counts as one that was never rated.
     """
-    counts = dataset.training_counts(column)
-    prior = dataset.part("train")["label"].mean()
-    usual = _record(counts[(dataset.interactions["split"] == "train").to_numpy()], prior)
-    chosen = counts[rows]
+    counts = dataset.training_counts(column)[rows]
     if unknown is not None:
-        chosen[unknown] = 0
+        counts[unknown] = 0
+    return records_of_counts(dataset, column, counts)
+
+
+def records_of_counts(dataset: Dataset, column: str, counts: np.ndarray) -> Tensor:
+    """The records of any counts of ratings and likes among them, (n, 2) each."""
+    prior = dataset.part("train")["label"].mean()
+    usual = _record(dataset.training_counts(column)[(dataset.interactions["split"] == "train").to_numpy()], prior)
     spread = np.maximum(usual.std(axis=0), 1e-6)
-    return torch.from_numpy(((_record(chosen, prior) - usual.mean(axis=0)) / spread).astype(np.float32))
+    return torch.from_numpy(((_record(counts, prior) - usual.mean(axis=0)) / spread).astype(np.float32))
 
 
 def _record(counts: np.ndarray, prior: float) -> np.ndarray:

@@ -1,0 +1,192 @@
+"""SeLLa-Rec on rows that nobody rated: another history, a token that is missing, somebody else's vector.
+
+The soft tokens and the prompt are made as for the rows of the dataset, so that a row that is not changed gets the score
+that its run holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sellarec.backbone.engine import attention_weights, score_rows
+from sellarec.backbone.language_model import TokenRow
+from sellarec.collab.records import records_of_counts
+from sellarec.errors import SellarecError
+from sellarec.prompts import INSTRUCTION, ITEM, SOFT_TOKENS, USER, WARM, Prompt, PromptWriter
+from sellarec.systems.base import Workspace
+from sellarec.systems.sella import load_soft_tokens, phases
+
+Counts = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row, real or made up.
+
+    Attributes:
+        user: 0 for a user whom the training part does not know.
+        item: The target.
+        history: Liked items, oldest first; the prompt lists the last few.
+        of_user, of_item: Training ratings of user and item, and likes among them.
+        tokens: The soft tokens that the prompt holds.
+        user_token, item_token, warm_token: Of whom and what these tokens are made instead.
+        of_user_token, of_item_token: Training ratings of these, and likes among them.
+    """
+
+    user: int
+    item: int
+    history: tuple[int, ...]
+    of_user: Counts = (0, 0)
+    of_item: Counts = (0, 0)
+    tokens: tuple[str, ...] = SOFT_TOKENS
+    user_token: int | None = None
+    of_user_token: Counts = (0, 0)
+    item_token: int | None = None
+    of_item_token: Counts = (0, 0)
+    warm_token: int | None = None
+
+    def without_title(self, position: int) -> Case:
+        """The case without one liked item."""
+        return dataclasses.replace(self, history=self.history[:position] + self.history[position + 1 :])
+
+    def without_token(self, token: str) -> Case:
+        """The case without a soft token and its words."""
+        return dataclasses.replace(self, tokens=tuple(t for t in self.tokens if t != token))
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What each token of one prompt attends to.
+
+    Attributes:
+        tokens: The T tokens as text.
+        segments: What part of the prompt each token belongs to.
+        weights: Shape (layers, heads, T, T), float32; [..., i, j] is how much i attends to j.
+    """
+
+    tokens: list[str]
+    segments: list[str]
+    weights: np.ndarray
+
+    def from_answer(self) -> np.ndarray:
+        """Attention of the position that decides the answer to all tokens, averaged over heads, (layers, T)."""
+        return self.weights[:, :, -1].mean(axis=1)
+
+    def by_segment(self) -> dict[str, np.ndarray]:
+        """Attention of the answer position to each segment, summed over its tokens, (layers,); the first token apart.
+
+        A causal model rests on its first token when it looks for nothing; that "sink" is a segment of its own.
+        """
+        answer = self.from_answer()
+        names = ["sink", *self.segments[1:]]
+        return {n: answer[:, [m == n for m in names]].sum(axis=1) for n in dict.fromkeys(names)}
+
+
+class Explorer:
+    """The trained SeLLa-Rec of a workspace, ready to score cases."""
+
+    def __init__(self, work: Workspace) -> None:
+        self.work, self.dataset = work, work.dataset
+        self._lm = work.tuned_model
+        self._soft = load_soft_tokens(work, work.run("sella"))
+        self.tokens = phases(work.config.stage3)[-1][0]
+        self._writers: dict[tuple[str, ...], PromptWriter] = {}
+        self._totals = {c: self._total_counts(c) for c in ("user", "item")}
+
+    def case_of_row(self, row: int) -> Case:
+        """A row of the dataset as SeLLa-Rec's run scored it, if it is not a training row."""
+        user, item = (int(self.dataset.interactions[c].iat[row]) for c in ("user", "item"))
+        return self.case(user, item, tuple(int(i) for i in self.dataset.history(row)))
+
+    def case(self, user: int, item: int, history: tuple[int, ...]) -> Case:
+        """Any user and target, with what the training part knows of both.
+
+        Raises:
+            SellarecError: an id that the dataset does not have.
+        """
+        for what, value, most in (("user", user, self.dataset.n_users), ("item", item, self.dataset.n_items)):
+            if not 0 <= value <= most:
+                raise SellarecError(f"{what} {value} is not in {self.dataset.name}; ids go from 1 to {most}.")
+        of_user, of_item = self._totals["user"][user], self._totals["item"][item]
+        return Case(user if of_user[0] else 0, item, history, of_user, of_item, self.tokens)
+
+    def counts(self, column: str, index: int) -> Counts:
+        """Training ratings of a user or item, and likes among them."""
+        return self._totals[column][index]
+
+    def prompt(self, case: Case) -> Prompt:
+        writer = self._writers.get(case.tokens)
+        if writer is None:
+            writer = self._writers[case.tokens] = PromptWriter(self.dataset, self.work.config.prompt, case.tokens)
+        return writer.compose(np.array(case.history, dtype=np.int64), case.item, case.of_user, case.of_item)
+
+    def log_odds(self, cases: Sequence[Case], label: str = "scoring") -> np.ndarray:
+        """Log-odds of a like, shape (n,), float32."""
+        rows = [self._row(c) for c in cases]
+        return score_rows(self._lm, rows, lambda batch: self._vectors([cases[i] for i in batch]), label=label)
+
+    def attention(self, case: Case) -> Attention:
+        """What each token of the case's prompt attends to."""
+        prompt = self.prompt(case)
+        row = self._row(case)
+        segments = [_segment_at(prompt, end) for end in self._lm.token_ends(prompt, case.tokens)]
+        names = {i: t for t, i in self._lm.soft_ids.items()}
+        texts = [names.get(i) or self._lm.tokenizer.decode([i]) for i in row.prefix + row.suffix]
+        return Attention(texts, segments, attention_weights(self._lm, row, self._vectors([case])))
+
+    def _row(self, case: Case) -> TokenRow:
+        return self._lm.tokenize(self.prompt(case), case.tokens)
+
+    @torch.inference_mode()
+    def _vectors(self, cases: Sequence[Case]) -> dict[str, Tensor]:
+        """For each soft token the vectors of those cases that show it, in order."""
+        device = self._lm.placement.device
+        users = [(c.user, c.of_user) if c.user_token is None else (c.user_token, c.of_user_token) for c in cases]
+        items = [(c.item, c.of_item) if c.item_token is None else (c.item_token, c.of_item_token) for c in cases]
+        ids = [torch.tensor([i for i, _ in of], device=device) for of in (users, items)]
+        records = [
+            records_of_counts(self.dataset, column, np.array([counts for _, counts in of])).to(device)
+            for column, of in (("user", users), ("item", items))
+        ]
+        made = self._soft(*ids, *records)
+        if WARM in made:
+            warm = [c.item if c.warm_token is None else c.warm_token for c in cases]
+            made[WARM] = self._soft.warm_projection(self._soft.semantic(torch.tensor(warm, device=device)))
+        return {t: v[[n for n, c in enumerate(cases) if t in c.tokens]] for t, v in made.items()}
+
+    def _total_counts(self, column: str) -> list[Counts]:
+        train = self.dataset.part("train")
+        size = self.dataset.n_users if column == "user" else self.dataset.n_items
+        rated, liked = (
+            np.bincount(train[column], weights=w, minlength=size + 1).astype(int) for w in (None, train["label"])
+        )
+        return list(zip(rated.tolist(), liked.tolist(), strict=True))
+
+
+def interventions(explorer: Explorer, case: Case, swap_user: int, swap_item: int) -> dict[str, Case]:
+    """The changes whose effect on the log-odds is worth a look: each listed title and each soft token left out, and
+    the user and item tokens made of another user and item."""
+    listed = min(len(case.history), explorer.work.config.prompt.history)
+    first = len(case.history) - listed
+    titles = explorer.dataset.titles
+    out = {f"without {titles[case.history[n]]}": case.without_title(n) for n in range(first, len(case.history))}
+    out |= {f"without {token}": case.without_token(token) for token in case.tokens}
+    of_user, of_item = explorer.counts("user", swap_user), explorer.counts("item", swap_item)
+    if USER in case.tokens:
+        user = swap_user if of_user[0] else 0
+        out["another user's token"] = dataclasses.replace(case, user_token=user, of_user_token=of_user)
+    if ITEM in case.tokens:
+        out["another item's token"] = dataclasses.replace(case, item_token=swap_item, of_item_token=of_item)
+    if WARM in case.tokens:
+        out["another item's warm token"] = dataclasses.replace(case, warm_token=swap_item)
+    return out
+
+
+def _segment_at(prompt: Prompt, character: int) -> str:
+    return next((name for name, start, end in prompt.spans if start <= character < end), INSTRUCTION)

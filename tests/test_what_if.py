@@ -1,0 +1,99 @@
+"""Made-up rows: what is not changed scores as its run, what is changed reaches the prompt and the tokens."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from sellarec.analysis.what_if import Explorer, interventions
+from sellarec.errors import SellarecError
+from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, PromptConfig, PromptWriter
+
+
+@pytest.fixture(scope="module")
+def explorer(small_workspace):
+    return Explorer(small_workspace)
+
+
+@pytest.fixture(scope="module")
+def case(explorer):
+    test = explorer.dataset.part("test")
+    lengths = explorer.dataset.history_lengths(test.index.to_numpy())
+    return explorer.case_of_row(int(test.index[(lengths > 5) & test["warm"].to_numpy()][0]))
+
+
+def test_an_unchanged_row_gets_the_score_of_its_run(explorer, small_workspace):
+    scores = small_workspace.run("sella").scores
+    found = explorer.log_odds([explorer.case_of_row(r) for r in scores["row"]])
+    np.testing.assert_allclose(1 / (1 + np.exp(-found)), scores["score"], atol=2e-6)
+
+
+def test_spans_cover_the_prompt_and_say_what_it_says(explorer, case):
+    prompt = explorer.prompt(case)
+    assert [s for _, s, _ in prompt.spans] == [0, *(e for _, _, e in prompt.spans[:-1])]
+    said = {name: prompt.text[start:end] for name, start, end in prompt.spans if name != "instruction"}
+    listed = case.history[-explorer.work.config.prompt.history :]
+    titles = PromptWriter(explorer.dataset, PromptConfig())._titles
+    assert [said[f"title {n}"] for n in range(1, len(listed) + 1)] == [titles[i] for i in listed]
+    assert said["target"] == titles[case.item] and said["user record"].startswith(" The user likes")
+    assert [said[t] for t in SOFT_TOKENS] == list(SOFT_TOKENS)
+    assert said["item record"].startswith(" It is liked by") and said["genres"].startswith(" (")
+
+
+def test_attention_is_a_causal_distribution_whose_segments_add_up(explorer, case):
+    found = explorer.attention(case)
+    layers, heads, length, _ = found.weights.shape
+    assert (layers, heads) == (2, 4) and length == len(found.tokens) == len(found.segments)
+    np.testing.assert_allclose(found.weights.sum(axis=-1), 1, atol=1e-5)
+    assert np.triu(found.weights[0, 0], 1).max() == 0
+    parts = found.by_segment()
+    np.testing.assert_allclose(sum(parts.values()), 1, atol=1e-5)
+    assert next(iter(parts)) == "sink" and set(SOFT_TOKENS) <= set(parts)
+    for token in SOFT_TOKENS:
+        assert found.tokens.count(token) == 1 and found.segments[found.tokens.index(token)] == token
+    joined = "".join(t for t, s in zip(found.tokens, found.segments, strict=True) if s == "title 2")
+    assert "Film" in joined
+
+
+def test_segments_are_right_after_a_long_history_was_cut(explorer, case):
+    lm = explorer._lm
+    prompt = explorer.prompt(case)
+    whole = lm.token_ends(prompt, SOFT_TOKENS)
+    short = dataclasses.replace(lm, max_tokens=len(whole) - 7)
+    assert short.token_ends(prompt, SOFT_TOKENS) == whole[7:]
+    assert len(short.tokenize(prompt, SOFT_TOKENS)) == len(whole) - 7
+
+
+def test_each_intervention_changes_what_it_says(explorer, case):
+    other = {"swap_user": 2 if case.user != 2 else 3, "swap_item": 5 if case.item != 5 else 6}
+    changed = interventions(explorer, case, **other)
+    listed = explorer.work.config.prompt.history
+    assert len(changed) == min(len(case.history), listed) + 3 + 3
+    for name in (USER, ITEM, WARM):
+        assert name not in explorer.prompt(changed[f"without {name}"]).text
+    first = explorer.dataset.titles[case.history[-listed:][0]]
+    assert case.history[-listed:][0] not in changed[f"without {first}"].history
+
+    base = explorer._vectors([case])
+    for name, token in (("user's", USER), ("item's", ITEM), ("item's warm", WARM)):
+        swapped = explorer._vectors([changed[f"another {name} token"]])
+        assert {t for t in SOFT_TOKENS if not torch.equal(base[t], swapped[t])} == {token}
+        assert explorer.prompt(changed[f"another {name} token"]) == explorer.prompt(case)
+    together = explorer.log_odds([case, *changed.values()])
+    alone = [explorer.log_odds([c])[0] for c in (case, *changed.values())]
+    np.testing.assert_allclose(together, alone, atol=2e-5)
+    assert (np.abs(together[1:] - together[0]) > 1e-7).sum() >= len(changed) - 1
+
+
+def test_ids_that_do_not_exist_are_explained(explorer):
+    with pytest.raises(SellarecError, match="user 999 is not in"):
+        explorer.case(999, 1, ())
+    with pytest.raises(SellarecError, match="ids go from 1 to 30"):
+        explorer.case(1, -1, ())
+    assert np.isfinite(explorer.log_odds([explorer.case(0, 1, ())])).all()  # somebody new, without a history
+
+
+def test_a_history_of_500_titles_is_scored(explorer):
+    case = explorer.case(1, 2, tuple(range(1, 31)) * 17)
+    assert np.isfinite(explorer.log_odds([case])).all()
