@@ -31,6 +31,16 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class AnalysisConfig:
+    """How much the analyses look at."""
+
+    attention_rows: int = 48
+    """Test rows, drawn at random, over which attention and the effects of interventions are averaged."""
+    step0_rows: int = 1500
+    """Warm test rows, of whole users, that are scored before stage 3 has learnt anything."""
+
+
+@dataclass(frozen=True)
 class Stage3Config(TrainConfig):
     """How stage 3 is trained, and what its soft tokens are made of."""
 
@@ -180,6 +190,7 @@ class Config:
     ctrl: CTRLConfig = field(default_factory=CTRLConfig)
     binllm: BinLLMConfig = field(default_factory=BinLLMConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
 
 
 PROFILES: dict[str, dict[str, Any]] = {
@@ -190,6 +201,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "stage2.epochs": 3,
         **{f"{name}.epochs": 1 for name in ("mf", "lightgcn", "sasrec", "din", "binllm")},
         "ctrl.epochs": 3,
+        "analysis.attention_rows": 6,
+        "analysis.step0_rows": 40,
         "evaluation.test_rows": 60,
         "evaluation.valid_rows": 32,
         "stage1.evaluations": 1,

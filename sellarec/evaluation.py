@@ -153,6 +153,15 @@ class UserBootstrap:
         return auc(self.label, score) if metric == "auc" else uauc(self.user, self.label, score)
 
 
+def mean_interval(user: np.ndarray, value: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interval:
+    """The mean of values (n,) with the 95 % interval of resampling their users (n,)."""
+    _, at = np.unique(user, return_inverse=True)
+    total, count = np.bincount(at, weights=value), np.bincount(at)
+    draws = np.random.default_rng(seed).multinomial(len(count), np.full(len(count), 1 / len(count)), size=resamples)
+    low, high = np.percentile(draws @ total / (draws @ count), [2.5, 97.5])
+    return Interval(float(np.mean(value)), float(low), float(high))
+
+
 def _checked(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     label, score = np.asarray(label), np.asarray(score, dtype=np.float64)
     if label.shape != score.shape:

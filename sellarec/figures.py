@@ -190,27 +190,101 @@ def training_figure(log: pd.DataFrame, title: str, x: str = "step", note: str = 
     return _titled(figure, title, note)
 
 
-def cosine_figure(cosines: dict[str, np.ndarray], note: str = "") -> go.Figure:
-    """Distribution of cosine similarities, one curve a group."""
-    figure = go.Figure()
-    edges = np.linspace(-1, 1, 81)
-    for (name, values), colour in zip(cosines.items(), ("#D55E00", "#0072B2", "#009E73", "#999999"), strict=False):
-        share, _ = np.histogram(values, edges)
-        figure.add_scatter(
-            x=(edges[1:] + edges[:-1]) / 2,
-            y=share / max(1, share.sum()),
-            name=name,
-            fill="tozeroy",
-            line={"color": colour, "shape": "spline"},
-        )
-    figure.update_layout(
-        **_LAYOUT,
-        xaxis_title="cosine",
-        yaxis_title="share of items",
-        height=380,
-        **_LEGEND_BELOW,
+def cosine_figure(cosines: dict[str, dict[str, np.ndarray]], note: str = "") -> go.Figure:
+    """Distributions of cosines as overlaid areas: a panel for each pair of clouds, an area for each kind of target."""
+    columns = min(2, len(cosines))
+    rows = -(-len(cosines) // columns)
+    figure = make_subplots(
+        rows=rows,
+        cols=columns,
+        subplot_titles=list(cosines) if len(cosines) > 1 else None,
+        shared_xaxes=True,
+        shared_yaxes=True,
+        vertical_spacing=0.12,
+        horizontal_spacing=0.05,
     )
+    edges = np.linspace(-1, 1, 81)
+    for n, groups in enumerate(cosines.values()):
+        place = {"row": n // columns + 1, "col": n % columns + 1}
+        for (name, values), colour in zip(groups.items(), ("#D55E00", "#0072B2", "#999999"), strict=False):
+            share, _ = np.histogram(values, edges)
+            figure.add_scatter(
+                x=(edges[1:] + edges[:-1]) / 2,
+                y=share / max(1, share.sum()),
+                name=name,
+                fill="tozeroy",
+                line={"color": colour, "shape": "spline"},
+                legendgroup=name,
+                showlegend=n == 0,
+                **place,
+            )
+    figure.update_layout(**_LAYOUT, height=160 + 260 * rows)
+    figure.update_layout(legend={"orientation": "h", "y": -0.35 / rows})
+    for col in range(1, columns + 1):
+        figure.update_xaxes(title_text="cosine", row=rows, col=col)
+    figure.update_yaxes(title_text="share of items", col=1)
     return _titled(figure, "Does an item's projected vector point where its title does?", note)
+
+
+CLOUD_COLOURS = {"semantic": "#0072B2", "collaborative": "#D55E00"}
+
+
+def map_figure(points: pd.DataFrame, note: str = "") -> go.Figure:
+    """The alignment map, a panel for each condition; a menu colours it by cloud, by genre or by popularity.
+
+    Args:
+        points: `condition`, `cloud`, `x`, `y`, `title`, `genre` (one) and `ratings` (in the training part).
+    """
+    conditions = list(points["condition"].unique())
+    figure = make_subplots(rows=1, cols=len(conditions), subplot_titles=conditions, horizontal_spacing=0.03)
+    common = list(points["genre"].value_counts().index[:7])
+    genre = points["genre"].where(points["genre"].isin(common), "other")
+    palette = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442"]
+    symbols = points["cloud"].map({"semantic": "circle", "collaborative": "diamond"})
+    views: list[str] = []
+
+    def draw(view: str, mask: pd.Series, name: str, marker: dict, legend: bool = True) -> None:
+        for col, condition in enumerate(conditions, start=1):
+            part = points[mask & (points["condition"] == condition)]
+            figure.add_scattergl(
+                x=part["x"].round(2),
+                y=part["y"].round(2),
+                mode="markers",
+                name=name,
+                legendgroup=name,
+                showlegend=legend and col == 1,
+                visible=view == "cloud",
+                text=part["title"] + "<br>" + part["genre"] + ", " + part["cloud"],
+                hovertemplate="%{text}<extra></extra>",
+                marker={"size": 5, "opacity": 0.7, "symbol": symbols[part.index], **marker(part)},
+                row=1,
+                col=col,
+            )
+            views.append(view)
+
+    for cloud, colour in CLOUD_COLOURS.items():
+        draw("cloud", points["cloud"] == cloud, f"{cloud} vectors", lambda part, c=colour: {"color": c})
+    for name, colour in zip([*common, "other"], [*palette, "#BBBBBB"], strict=False):
+        draw("genre", genre == name, name, lambda part, c=colour: {"color": c})
+    draw("popularity", points["ratings"] >= 0, "ratings", _popularity, legend=False)
+    menu = [
+        {"label": f"colour by {v}", "method": "update", "args": [{"visible": [w == v for w in views]}]}
+        for v in dict.fromkeys(views)
+    ]
+    reach = points[["x", "y"]].abs().to_numpy().max() * 1.05
+    figure.update_xaxes(range=[-reach, reach], showticklabels=False, zeroline=False)
+    figure.update_yaxes(range=[-reach, reach], showticklabels=False, zeroline=False)
+    bar = {"title": "training<br>ratings", "tickvals": [0, 1, 2, 3], "ticktext": ["1", "10", "100", "1,000"]}
+    figure.update_layout(**_LAYOUT, height=620, coloraxis={"colorscale": "Cividis", "colorbar": bar})
+    figure.update_layout(
+        legend={"orientation": "h", "y": -0.05},
+        updatemenus=[{"buttons": menu, "x": 1, "xanchor": "right", "y": 1.16, "yanchor": "top"}],
+    )
+    return _titled(figure, "Do titles and behaviour meet?", note)
+
+
+def _popularity(part: pd.DataFrame) -> dict:
+    return {"color": np.log10(part["ratings"].clip(lower=1)), "coloraxis": "coloraxis"}
 
 
 def slices_figure(table: pd.DataFrame, title: str, note: str = "") -> go.Figure:
@@ -293,6 +367,99 @@ def scores_figure(
     figure.update_layout(**_LAYOUT, **_LEGEND_BELOW, violinmode="overlay", violingap=0.1, height=460)
     figure.update_yaxes(title_text="predicted probability", range=[0, 1])
     return _titled(figure, "How the probabilities of liked and disliked rows spread", note)
+
+
+SEGMENT_COLOURS = {
+    "sink": "#CCCCCC",
+    "instruction": "#999999",
+    "history": "#E69F00",
+    "user record": "#56B4E9",
+    "target": "#009E73",
+    "genres": "#44AA99",
+    "item record": "#0072B2",
+    "<User_ID>": "#CC79A7",
+    "<Item_ID>": "#D55E00",
+    "<Warm_ID>": "#882255",
+}
+
+
+def attention_layers_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
+    """Attention from the answer to each segment, layer by layer, stacked to 1, as `attention_by_layer` gives it."""
+    figure = go.Figure()
+    for segment, lines in table.groupby("segment", sort=False):
+        figure.add_bar(
+            x=lines["layer"],
+            y=lines["share"],
+            customdata=lines[["low", "high"]],
+            name=segment,
+            marker_color=SEGMENT_COLOURS.get(segment, "#333333"),
+            hovertemplate="layer %{x}: %{y:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]"
+            "<extra>%{fullData.name}</extra>",
+        )
+    figure.update_layout(**_LAYOUT, barmode="stack", bargap=0.1, height=480, xaxis_title="layer")
+    figure.update_layout(legend={"orientation": "h", "y": -0.2, "traceorder": "normal"})
+    figure.update_yaxes(title_text="share of attention", tickformat=".0%", range=[0, 1])
+    return _titled(figure, "Where the answer looks", note)
+
+
+def attention_map_figure(tokens: list[str], weights: dict[str, np.ndarray], note: str = "") -> go.Figure:
+    """Token-level maps side by side: rows attend to columns.
+
+    Args:
+        tokens: The T tokens.
+        weights: Shape (T, T) by title, each averaged over heads.
+    """
+    figure = make_subplots(rows=1, cols=len(weights), subplot_titles=list(weights), horizontal_spacing=0.12)
+    places = list(range(len(tokens)))
+    shown = [t.strip() or "␣" for t in tokens]
+    for col, matrix in enumerate(weights.values(), start=1):
+        seen = np.where(np.tri(len(tokens), dtype=bool), matrix, np.nan)
+        figure.add_heatmap(
+            z=np.log10(np.maximum(seen, 1e-4)),
+            customdata=np.stack(np.broadcast_arrays(*np.meshgrid(shown, shown)), axis=-1),
+            text=np.round(seen, 4),
+            hovertemplate="%{customdata[1]} → %{customdata[0]}: %{text}<extra></extra>",
+            coloraxis="coloraxis",
+            row=1,
+            col=col,
+        )
+        ticks = {"tickvals": places, "ticktext": shown, "tickfont": {"size": 7}}
+        figure.update_xaxes(**ticks, tickangle=90, row=1, col=col)
+        figure.update_yaxes(**ticks, autorange="reversed", row=1, col=col)
+    figure.update_layout(**_LAYOUT, height=820)
+    bar = {"title": "attention", "tickvals": [-4, -3, -2, -1, 0], "ticktext": [".0001", ".001", ".01", ".1", "1"]}
+    figure.update_layout(coloraxis={"colorscale": "Cividis", "cmin": -4, "cmax": 0, "colorbar": bar})
+    return _titled(figure, "Which token attends to which", note)
+
+
+def effects_figure(table: pd.DataFrame, value: str, title: str, note: str = "") -> go.Figure:
+    """Bars of the change in log-odds by change; with intervals where the table has them.
+
+    Args:
+        table: Indexed by change; `value`, and perhaps `value`_low and `value`_high, are its columns.
+    """
+    error = {}
+    if f"{value}_low" in table:
+        error = {
+            "error_x": {
+                "array": table[f"{value}_high"] - table[value],
+                "arrayminus": table[value] - table[f"{value}_low"],
+                "thickness": 2,
+            }
+        }
+    figure = go.Figure()
+    figure.add_bar(
+        x=table[value],
+        y=list(table.index),
+        orientation="h",
+        marker_color=np.where(table[value] < 0, "#0072B2", "#D55E00"),
+        hovertemplate="%{y}: %{x:+.3f}<extra></extra>",
+        **error,
+    )
+    figure.add_vline(x=0, line={"color": "#888888"})
+    figure.update_layout(**_LAYOUT, height=170 + 34 * len(table), xaxis_title="change of the log-odds of a like")
+    figure.update_yaxes(categoryorder="array", categoryarray=list(table.index)[::-1], automargin=True)
+    return _titled(figure, title, note)
 
 
 def export_figure(figure: go.Figure, name: str, folder: str | Path | None) -> go.Figure:

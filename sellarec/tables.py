@@ -141,6 +141,33 @@ def slices_table(work: Workspace, systems: Sequence[str] = OVERALL) -> pd.DataFr
     return table
 
 
+def by_part(lines: pd.DataFrame) -> pd.DataFrame:
+    """`analysis.slices.metrics_on` as people read it: a row for each system, "AUC [low, high]" for each part."""
+    shown = lines.assign(
+        AUC=[f"{v:.4f} [{lo:.4f}, {hi:.4f}]" for v, lo, hi in lines[["auc", "auc_low", "auc_high"]].to_numpy()],
+        UAUC=[
+            "undefined" if np.isnan(v) else f"{v:.4f} [{lo:.4f}, {hi:.4f}], {users:,} users"
+            for v, lo, hi, users in lines[["uauc", "uauc_low", "uauc_high", "uauc_users"]].to_numpy()
+        ],
+        part=[f"{p}: {r:,} rows, {u:,} users" for p, r, u in lines[["part", "rows", "users"]].to_numpy()],
+    )
+    order = list(shown["part"].unique())
+    wide = shown.pivot(index="label", columns="part", values=["AUC", "UAUC"]).swaplevel(axis=1)
+    return wide.loc[shown["label"].unique(), [(p, m) for p in order for m in ("AUC", "UAUC")]].rename_axis(index=None)
+
+
+def with_titles(work: Workspace, points: pd.DataFrame) -> pd.DataFrame:
+    """Lines that name an `item`, with its `title`, first `genre` and number of `ratings` in the training part."""
+    catalogue = work.dataset.catalogue
+    ratings = work.dataset.part("train")["item"].value_counts()
+    item = points["item"]
+    return points.assign(
+        title=item.map(catalogue["title"]),
+        genre=item.map(catalogue["genres"].str.split("|").str[0]).replace("", "none"),
+        ratings=item.map(ratings).fillna(0).astype(int),
+    ).reset_index(drop=True)
+
+
 def provenance_table(work: Workspace, systems: Sequence[str]) -> pd.DataFrame:
     """Where each number comes from: the run's folder, key, data hash and code version."""
     lines = []

@@ -163,7 +163,7 @@ def test_figures_show_the_tables_numbers():
 
 
 def test_the_cosine_figure_is_a_share_of_the_items():
-    figure = figures.cosine_figure({"a": np.array([0.5, 0.5, -0.5, 0.9])})
+    figure = figures.cosine_figure({"stage 2": {"a": np.array([0.5, 0.5, -0.5, 0.9])}})
     assert sum(figure.data[0].y) == pytest.approx(1)
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sellarec.analysis.alignment import alignment_cosines
+from sellarec.analysis.alignment import after_stage_2
 from sellarec.collab.records import training_records
 from sellarec.config import make_config
 from sellarec.data.open import open_dataset
@@ -15,7 +15,7 @@ from sellarec.runs import Run
 from sellarec.systems import counting
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL, SYSTEMS, find_system
-from sellarec.systems.sella import HybridModel, _new_soft_tokens, load_soft_tokens, row_inputs
+from sellarec.systems.sella import HybridModel, load_soft_tokens, new_soft_tokens, row_inputs
 from sellarec.systems.sella_collab import stage2_rows, stage3_rows
 from sellarec.systems.semantic import standardized
 from sellarec.systems.tallrec import stage1_rows
@@ -124,7 +124,7 @@ def test_each_part_of_the_soft_tokens_starts_at_its_share_of_a_word_embeddings_n
     work = small_workspace
     lm = work.tuned_model
     user, item, _, item_record = row_inputs(work, stage2_rows(work).index.to_numpy())
-    soft = _new_soft_tokens(work, lm)
+    soft = new_soft_tokens(work, lm)
     with torch.no_grad():
         starts = [
             (soft.user_scale * soft.collab_projection(soft.mf.user_features(user.unique())), 0.25),
@@ -188,7 +188,7 @@ def test_standardized_vectors_have_no_common_direction_and_mean_norm_one():
 def test_alignment_brings_own_vectors_nearer_than_others(planted_table, llama, tmp_path):
     changes = {**SMALL, "stage2.epochs": 60, "stage2.patience": 60, "stage2.learning_rate": 1e-2}
     work = Workspace(make_config("smoke", str(planted_table), backbone=str(llama), **changes), tmp_path)
-    cosines = {k: v.mean() for k, v in alignment_cosines(work).items()}
+    cosines = {k: v.mean() for k, v in after_stage_2(work).cosines.items()}
     assert cosines["own, trained"] > cosines["another item's"] + 0.3
 
 

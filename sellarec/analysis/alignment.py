@@ -1,31 +1,169 @@
-"""How well the projected collaborative item vectors and the semantic vectors agree."""
+"""How well the projected collaborative item vectors and the semantic vectors agree (paper Fig. 6 and 7)."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
+from dataclasses import dataclass
+from functools import cached_property
 
-from sellarec.systems.base import Workspace
-from sellarec.systems.mf import distinct_ids
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import cross_val_predict
+
+from sellarec.runs import Run
+from sellarec.systems.base import System, Workspace
+from sellarec.systems.collaborative import distinct_ids
+from sellarec.systems.sella import load_soft_tokens
 from sellarec.systems.sella_collab import aligned_parts, stage2_rows
 
+WITHOUT = {"stage2.alignment": 0.0}
+"""What changes when stage 2 does without contrastive learning."""
 
-def alignment_cosines(work: Workspace, seed: int = 0) -> dict[str, np.ndarray]:
-    """Cosines of each training item's projected vector, shape (n_items_in_train,) each.
+NEIGHBOURS = 10
+
+
+@dataclass(frozen=True)
+class Clouds:
+    """Two or three vectors of each of n items, float32.
+
+    Attributes:
+        items: Ids, (n,): those of stage 2's training rows.
+        projected: Collaborative vectors in the language model's space, (n, d_L).
+        semantic: Semantic vectors as trained so far, (n, d_L).
+        distilled: Semantic vectors as the language model gave them, (n, d_L).
+    """
+
+    items: np.ndarray
+    projected: np.ndarray
+    semantic: np.ndarray
+    distilled: np.ndarray
+
+    @cached_property
+    def cosines(self) -> dict[str, np.ndarray]:
+        """Cosines of each item's projected vector, shape (n,) each.
+
+        To its own semantic vector as trained; to its own as distilled, because targets that are trained along make
+        alignment easy to fake; and to a random other item's as trained, the null.
+        """
+        shift = int(np.random.default_rng(0).integers(1, len(self.items)))
+        projected, semantic, distilled = map(_unit, (self.projected, self.semantic, self.distilled))
+        targets = {"own, trained": semantic, "own, as distilled": distilled}
+        targets["another item's"] = np.roll(semantic, shift, axis=0)
+        return {name: (projected * target).sum(axis=1) for name, target in targets.items()}
+
+
+def after_stage_2(work: Workspace) -> Clouds:
+    """What stage 2 leaves; without contrastive learning its projection is as it was drawn."""
+    mf, projection, semantic = aligned_parts(work)
+    return _clouds(work, mf, projection, semantic)
+
+
+def after_stage_3(work: Workspace, system: str = "sella") -> Clouds:
+    """What stage 3 leaves of a system that is SeLLa-Rec or a variant of it."""
+    from sellarec.systems.registry import find_system
+
+    place = work.variant(find_system(system).changes)
+    soft = load_soft_tokens(place, work.run(system))
+    return _clouds(place, soft.mf, soft.collab_projection, soft.semantic)
+
+
+def all_clouds(work: Workspace) -> dict[str, Clouds]:
+    """With and without contrastive learning, before and after stage 3; the last only if its run is in the store."""
+    out = {
+        "with CL, before stage 3": after_stage_2(work),
+        "without CL, before stage 3": after_stage_2(work.variant(WITHOUT)),
+        "with CL, after stage 3": after_stage_3(work),
+    }
+    if work.is_done("no_alignment"):
+        out["without CL, after stage 3"] = after_stage_3(work, "no_alignment")
+    else:
+        print("No run without contrastive learning after stage 3. To compute it: sellarec run no_alignment")
+    return out
+
+
+def alignment_numbers(clouds: dict[str, Clouds]) -> pd.DataFrame:
+    """What a t-SNE cannot tell, of the projected vectors against the semantic ones as distilled and as trained.
 
     Returns:
-        "own, trained": to the semantic vector as stage 2 left it; "own, as distilled": to the vector that the
-        language model gave; "another item's": to a random other item's trained vector, the null.
+        Indexed by (clouds, target): `cosine` and `null`, means for the item's own and another's vector; `distance` of
+        the centroids of the vectors scaled to length 1; `separability`, a linear classifier's cross-validated AUC at
+        telling the clouds apart; `recall`, how often an item's two vectors are among each other's 10 nearest of the
+        other cloud, both ways averaged; `chance` of that.
     """
-    mf, projection, semantic = aligned_parts(work)
+    lines = {}
+    for name, pair in clouds.items():
+        projected = _unit(pair.projected)
+        for target, vectors in (("as distilled", _unit(pair.distilled)), ("as trained", _unit(pair.semantic))):
+            cosine = projected @ vectors.T
+            lines[name, target] = {
+                "cosine": float(np.diag(cosine).mean()),
+                "null": float((cosine.sum() - np.trace(cosine)) / (cosine.size - len(cosine))),
+                "distance": float(np.linalg.norm(projected.mean(axis=0) - vectors.mean(axis=0))),
+                "separability": separability(projected, vectors),
+                "recall": (recall_at(cosine, NEIGHBOURS) + recall_at(cosine.T, NEIGHBOURS)) / 2,
+                "chance": min(1.0, NEIGHBOURS / len(cosine)),
+            }
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def separability(left: np.ndarray, right: np.ndarray) -> float:
+    """Cross-validated AUC of a logistic regression that tells rows of two clouds apart: 0.5 mixed, 1 apart."""
+    rows = np.concatenate([left, right])
+    side = np.repeat([0, 1], [len(left), len(right)])
+    found = cross_val_predict(LogisticRegression(max_iter=200), rows, side, cv=5, method="decision_function")
+    return float(roc_auc_score(side, found))
+
+
+def recall_at(similarity: np.ndarray, k: int) -> float:
+    """How often the partner on the diagonal is among the k most similar of its row; ties count against it."""
+    better = (similarity >= np.diag(similarity)[:, None]).sum(axis=1) - 1
+    return float((better < k).mean())
+
+
+def alignment_map(work: Workspace) -> pd.DataFrame:
+    """t-SNE of the distilled vectors and the projected ones together, with and without contrastive learning.
+
+    Returns:
+        One line per item, cloud ("semantic" or "collaborative") and condition: `condition`, `cloud`, `item`, `x`, `y`.
+    """
+    return pd.read_parquet(work.run_of(MAP).folder / "map.parquet")
+
+
+def _map(work: Workspace, run: Run) -> None:
+    from openTSNE import TSNE  # late: it compiles for a second
+
+    frames = []
+    for condition, place in (("with contrastive learning", work), ("without", work.variant(WITHOUT))):
+        clouds = after_stage_2(place)
+        both = np.concatenate([_unit(clouds.distilled), _unit(clouds.projected)])
+        perplexity = min(30, (len(both) - 1) / 3)
+        print(f"t-SNE of {len(both):,} vectors, {condition}", flush=True)
+        at = TSNE(perplexity=perplexity, metric="cosine", random_state=work.config.seed, n_jobs=1).fit(both)
+        frame = pd.DataFrame({"condition": condition, "item": np.tile(clouds.items, 2), "x": at[:, 0], "y": at[:, 1]})
+        frames.append(frame.assign(cloud=np.repeat(["semantic", "collaborative"], len(clouds.items))))
+    pd.concat(frames).to_parquet(run.folder / "map.parquet", index=False)
+
+
+MAP = System(
+    "alignment_map",
+    "t-SNE of the alignment",
+    lambda config: {"without": config.stage2},
+    _map,
+    needs=("sella_collab",),
+    uses_backbone=True,
+)
+
+
+def _clouds(work: Workspace, mf: torch.nn.Module, projection: torch.nn.Module, semantic: torch.nn.Embedding) -> Clouds:
     _, items = distinct_ids(stage2_rows(work))
-    distilled = torch.from_numpy(work.run("semantic").tensors("semantic")["semantic"])
-    shift = int(np.random.default_rng(seed).integers(1, len(items)))
+    distilled = work.run("semantic").tensors("semantic")["semantic"]
     with torch.inference_mode():
-        projected = projection(mf.item_features(items))
-        targets = {
-            "own, trained": semantic.weight[items],
-            "own, as distilled": distilled[items],
-            "another item's": semantic.weight[items.roll(shift)],
-        }
-        return {k: torch.cosine_similarity(projected, v).numpy() for k, v in targets.items()}
+        projected = projection(mf.item_features(items.to(semantic.weight.device))).cpu().numpy()
+    chosen = items.numpy()
+    return Clouds(chosen, projected, semantic.weight.detach().cpu().numpy()[chosen], distilled[chosen])
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

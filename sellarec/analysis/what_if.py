@@ -74,6 +74,20 @@ class Attention:
     segments: list[str]
     weights: np.ndarray
 
+    @property
+    def layers(self) -> int:
+        return len(self.weights)
+
+    def layer(self, number: int) -> np.ndarray:
+        """The map of one layer, counted from 1, averaged over heads, (T, T).
+
+        Raises:
+            SellarecError: there is no such layer.
+        """
+        if not 1 <= number <= self.layers:
+            raise SellarecError(f"layer {number} does not exist; this backbone has layers 1 to {self.layers}.")
+        return self.weights[number - 1].mean(axis=0)
+
     def from_answer(self) -> np.ndarray:
         """Attention of the position that decides the answer to all tokens, averaged over heads, (layers, T)."""
         return self.weights[:, :, -1].mean(axis=1)
@@ -103,6 +117,44 @@ class Explorer:
         """A row of the dataset as SeLLa-Rec's run scored it, if it is not a training row."""
         user, item = (int(self.dataset.interactions[c].iat[row]) for c in ("user", "item"))
         return self.case(user, item, tuple(int(i) for i in self.dataset.history(row)))
+
+    def find_case(self, user: int | None = None, item: str | None = None) -> Case:
+        """A user by id and an item by title; what is not named is taken from the first warm test row whose history
+        fills the prompt.
+
+        Raises:
+            SellarecError: an id that the dataset does not have; a title that no item or more than one item has.
+        """
+        test = self.dataset.part("test")
+        if user is not None and not 1 <= user <= self.dataset.n_users:
+            raise SellarecError(f"user {user} is not in {self.dataset.name}; ids go from 1 to {self.dataset.n_users}.")
+        if user is not None:
+            test = test[test["user"] == user]
+        full = self.dataset.history_lengths(test.index.to_numpy()) >= self.work.config.prompt.history
+        good = test.index[full & test["warm"].to_numpy()]
+        if item is not None:
+            wanted = self.dataset.item_by_title(item)
+            return self.case_of_pair(int(test.loc[good[0], "user"]) if user is None else user, wanted)
+        rows = good if len(good) else test.index
+        if not len(rows):
+            raise SellarecError(f"user {user} has no test row; name an item as well.")
+        return self.case_of_row(int(rows[0]))
+
+    def strangers(self, case: Case) -> tuple[int, int]:
+        """Another user and another item of the training part, always the same ones for a case."""
+        train = self.dataset.part("train")
+        others = train[(train["user"] != case.user) & (train["item"] != case.item)]
+        row = others.iloc[np.random.default_rng([case.user, case.item]).integers(len(others))]
+        return int(row["user"]), int(row["item"])
+
+    def case_of_pair(self, user: int, item: int) -> Case:
+        """A user and a target: with the history before this rating if there is one, otherwise with all likes."""
+        rows = self.dataset.interactions
+        same = rows.index[(rows["user"] == user) & (rows["item"] == item)]
+        if len(same):
+            return self.case_of_row(int(same[0]))
+        liked = rows[(rows["user"] == user) & (rows["label"] == 1)]["item"]
+        return self.case(user, item, tuple(int(i) for i in liked))
 
     def case(self, user: int, item: int, history: tuple[int, ...]) -> Case:
         """Any user and target, with what the training part knows of both.

@@ -9,6 +9,8 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from sellarec.errors import SellarecError, nearest
+
 SPLITS = ("train", "valid", "test")
 
 FOLDS = 5
@@ -100,6 +102,23 @@ class Dataset:
         counts = by_fold.sum(axis=0)[ids]
         counts[train] -= by_fold[fold, ids[train]]
         return counts
+
+    def item_by_title(self, text: str) -> int:
+        """The item whose title is this, or the only one whose title contains it; case does not matter.
+
+        Raises:
+            SellarecError: no title contains the text, or several do.
+        """
+        titles = [t.casefold() for t in self.titles]
+        wanted = text.strip().casefold()
+        found = [i for i, t in enumerate(titles) if i and t == wanted]
+        found = found or [i for i, t in enumerate(titles) if i and wanted in t]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            some = ", ".join(self.titles[i] for i in found[:5])
+            raise SellarecError(f"{len(found)} titles contain '{text}', such as {some}. Name one of them in full.")
+        raise SellarecError(f"no title of {self.name} contains '{text}'. {nearest(text, self.titles[1:])}")
 
     @cached_property
     def titles(self) -> list[str]:

@@ -184,7 +184,7 @@ def phases(config: Stage3Config) -> list[tuple[tuple[str, ...], tuple[str, ...]]
     return [(first, first), (SOFT_TOKENS, second)]
 
 
-def _new_soft_tokens(work: Workspace, lm: LanguageModel) -> SoftTokens:
+def new_soft_tokens(work: Workspace, lm: LanguageModel) -> SoftTokens:
     """Stage 3's starting point: what stage 2 learnt, a fresh warm projection, and the scale."""
     config = work.config.stage3
     mf, projection, semantic = aligned_parts(work)
@@ -201,7 +201,7 @@ def _new_soft_tokens(work: Workspace, lm: LanguageModel) -> SoftTokens:
 
 def _fit_stage3(work: Workspace, run: Run) -> None:
     lm, plan = work.tuned_model, phases(work.config.stage3)
-    soft = _new_soft_tokens(work, lm)
+    soft = new_soft_tokens(work, lm)
     for phase, (shown, trained) in enumerate(plan, start=1):
         label = "stage 3, soft tokens" + ("" if len(plan) == 1 else f", phase {phase} of {len(plan)}")
         train_tokens(work, run, soft.show(shown, trained), _rates(work.config.stage3), label, phase)
@@ -240,7 +240,7 @@ def train_tokens(
 
 def load_soft_tokens(work: Workspace, run: Run) -> SoftTokens:
     """The trained soft tokens of a stage-3 run."""
-    soft = _new_soft_tokens(work, work.tuned_model)
+    soft = new_soft_tokens(work, work.tuned_model)
     soft.restore({k: torch.from_numpy(v) for k, v in run.tensors("soft_tokens").items()})
     shown, trained = phases(work.config.stage3)[-1]
     return soft.show(shown, trained).eval()

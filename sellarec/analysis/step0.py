@@ -1,0 +1,76 @@
+"""Does the aligned projection carry over before stage 3 has learnt anything? (Paper Table 6.)
+
+The frozen tuned model reads the user and item token of warm test rows at step 0. Records and the warm token, whose
+projections are random then, are left out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from sellarec.data.dataset import sample_users
+from sellarec.evaluation import UserBootstrap
+from sellarec.prompts import ITEM, USER
+from sellarec.runs import Run
+from sellarec.systems.base import System, Workspace
+from sellarec.systems.sella import HybridModel, new_soft_tokens
+
+_BARE = {"stage3.records": False}
+CONDITIONS = {
+    "CL + projection": _BARE,
+    "CL, random projection": {**_BARE, "stage3.projection": "random"},
+    "no CL, random projection": {**_BARE, "stage3.projection": "random", "stage2.alignment": 0.0},
+}
+TEXT_ONLY = "text only (stage 1)"
+
+
+def step0_table(work: Workspace) -> pd.DataFrame:
+    """AUC of warm test rows at step 0, and how much better the first condition is than each other one.
+
+    Returns:
+        Indexed by condition: `rows`, `auc`, `auc_low`, `auc_high`, and `gain`, `gain_low`, `gain_high`: the first
+        condition minus this one, paired.
+    """
+    frame = pd.read_parquet(work.run_of(STEP0).folder / "step0.parquet")
+    rows = work.dataset.interactions.loc[frame["row"]]
+    frame[TEXT_ONLY] = work.run("tallrec").scores.set_index("row")["score"].loc[frame["row"]].to_numpy()
+    bootstrap = UserBootstrap(rows["user"].to_numpy(), rows["label"].to_numpy())
+    first = frame[next(iter(CONDITIONS))].to_numpy()
+    lines = {}
+    for name in (*CONDITIONS, TEXT_ONLY):
+        own = bootstrap.interval("auc", frame[name].to_numpy())
+        gain = bootstrap.interval("auc", first, frame[name].to_numpy())
+        lines[name] = {"rows": len(frame), "auc": own.value, "auc_low": own.low, "auc_high": own.high}
+        lines[name] |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def _score(work: Workspace, run: Run) -> None:
+    test = work.part("test")
+    rows = sample_users(test[test["warm"]], work.config.analysis.step0_rows, seed=0).index.to_numpy()
+    lm, scores = work.tuned_model, {}
+    for number, (name, changes) in enumerate(CONDITIONS.items()):
+        place = work.variant(changes)
+        soft = new_soft_tokens(place, lm).show((USER, ITEM), ()).eval()
+        kept = run.scratch(f"{number}")
+        kept.mkdir(exist_ok=True)
+        model = HybridModel(lm, soft, place, rows)
+        scores[name] = model.score(label=f"step 0, {name}", resume=kept / "partial.npy")
+    pd.DataFrame({"row": rows.astype(np.int64), **scores}).to_parquet(run.folder / "step0.parquet", index=False)
+
+
+STEP0 = System(
+    "step0",
+    "Step 0",
+    lambda config: {
+        "rows": config.analysis.step0_rows,
+        "scored": config.evaluation,
+        "stage2": config.stage2,
+        "prompt": config.prompt,
+        "vector_norm": config.stage3.vector_norm,
+    },
+    _score,
+    needs=("tallrec", "sella_collab"),
+    uses_backbone=True,
+)
