@@ -40,7 +40,7 @@ def warm_masks(work: Workspace) -> dict[str, np.ndarray]:
 def seen_masks(work: Workspace, column: str) -> dict[str, np.ndarray]:
     """Masks over the scored test rows by how many training rows their user or item (`column`) has."""
     seen = seen_in_training(work, column)
-    return {_bin_name(lo, hi): (seen >= lo) & (seen <= (hi or np.inf)) for lo, hi in SEEN}
+    return {_bin_name(lo, hi): (seen >= lo) & (seen <= (np.inf if hi is None else hi)) for lo, hi in SEEN}
 
 
 def seen_in_training(work: Workspace, column: str) -> np.ndarray:

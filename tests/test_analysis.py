@@ -1,0 +1,196 @@
+"""The analyses: hand-computed cases, planted alignments, and the steps on the small runs."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sellarec import figures, tables
+from sellarec.analysis import alignment, attention, calibration, slices, step0
+from sellarec.analysis.alignment import Clouds
+from sellarec.analysis.what_if import Explorer
+from sellarec.errors import SellarecError
+from sellarec.evaluation import auc, mean_interval, uauc
+from sellarec.prompts import SOFT_TOKENS
+
+
+def test_warm_masks_are_both_definitions(small_workspace):
+    work = small_workspace
+    train, test = work.dataset.part("train"), work.part("test")
+    masks = slices.warm_masks(work)
+    np.testing.assert_array_equal(masks["warm"], test["warm"])
+    np.testing.assert_array_equal(masks["cold"], ~masks["warm"])
+    strict = [
+        (train["user"] == u).sum() > 3 and (train["item"] == i).sum() > 3 for u, i in test[["user", "item"]].to_numpy()
+    ]
+    np.testing.assert_array_equal(masks["warm, more than 3"], strict)
+    np.testing.assert_array_equal(masks["not more than 3"], np.logical_not(strict))
+
+
+@pytest.mark.parametrize("column", ["user", "item"])
+def test_every_row_is_in_one_bin_of_how_often_it_was_seen(small_workspace, column):
+    masks = slices.seen_masks(small_workspace, column)
+    assert list(masks) == ["0", "1 to 3", "4 to 10", "11 to 30", "31 to 100", "more than 100"]
+    assert (np.sum(list(masks.values()), axis=0) == 1).all()
+    seen = slices.seen_in_training(small_workspace, column)
+    assert masks["0"].sum() == (seen == 0).sum() and (seen[masks["4 to 10"]] >= 4).all()
+
+
+def test_metrics_on_a_part_are_the_metrics_of_its_rows(small_workspace):
+    work = small_workspace
+    table = slices.metrics_on(work, ("counting", "mf"), slices.warm_masks(work))
+    rows, score, warm = work.part("test"), work.test_scores("mf"), work.part("test")["warm"].to_numpy()
+    line = table[(table["system"] == "mf") & (table["part"] == "warm")].iloc[0]
+    assert line["auc"] == pytest.approx(auc(rows["label"][warm], score[warm]))
+    assert line["uauc"] == pytest.approx(uauc(rows["user"][warm], rows["label"][warm], score[warm]), nan_ok=True)
+    assert line["auc_low"] <= line["auc"] <= line["auc_high"] and line["rows"] == warm.sum()
+    shown = tables.by_part(table)
+    assert list(shown.index) == ["Counting (item + user mean)", "MF"]
+    assert f"{line['auc']:.4f} [" in shown.iloc[1, 2]
+    figure = figures.slices_figure(table, "Warm and cold")
+    drawn = next(t for t in figure.data if t.name == "MF" and t.yaxis == "y")
+    assert drawn.y[1] == line["auc"] and "rows" in drawn.x[0]
+
+
+def test_reliability_and_ece_by_hand():
+    curve = calibration.reliability(np.array([0, 1, 1, 1]), np.array([0.1, 0.3, 0.6, 0.8]), bins=2)
+    assert curve["probability"].tolist() == pytest.approx([0.2, 0.7])
+    assert curve["liked"].tolist() == [0.5, 1.0] and curve["rows"].tolist() == [2, 2]
+    assert calibration.expected_calibration_error(curve) == pytest.approx(0.3)
+
+
+def test_ties_share_a_bin_and_honest_probabilities_are_calibrated():
+    assert len(calibration.reliability(np.array([0, 1, 0, 1]), np.full(4, 0.5))) == 1
+    random = np.random.default_rng(0)
+    said = random.random(20_000)
+    curve = calibration.reliability((random.random(20_000) < said).astype(int), said)
+    assert calibration.expected_calibration_error(curve) < 0.015
+
+
+def test_log_loss_of_a_system_is_the_mean_of_its_rows(small_workspace):
+    from sklearn.metrics import log_loss
+
+    table = calibration.calibration_table(small_workspace, ("mf",))
+    expected = log_loss(small_workspace.part("test")["label"], small_workspace.test_scores("mf").astype(float))
+    assert table["log_loss"].iloc[0] == pytest.approx(expected)
+
+
+def test_a_mean_interval_resamples_users_and_not_rows():
+    user, value = np.repeat([1, 2], 50), np.repeat([0.0, 1.0], 50)
+    interval = mean_interval(user, value)
+    assert (interval.value, interval.low, interval.high) == (0.5, 0.0, 1.0)  # two users: a resample may hold one twice
+    assert mean_interval(np.arange(100), value).low > 0.35
+
+
+def planted_clouds(noise):
+    random = np.random.default_rng(0)
+    text = random.normal(size=(60, 16)).astype(np.float32)
+    return Clouds(np.arange(1, 61), text + noise * random.normal(size=text.shape).astype(np.float32), text, text)
+
+
+def test_alignment_numbers_tell_aligned_clouds_from_strangers():
+    numbers = alignment.alignment_numbers({"aligned": planted_clouds(0.1), "strangers": planted_clouds(100.0)})
+    near, far = numbers.loc[("aligned", "as distilled")], numbers.loc[("strangers", "as distilled")]
+    assert near["cosine"] > 0.98 and near["recall"] == 1.0 and near["separability"] < 0.6
+    assert abs(far["cosine"]) < 0.15 and far["recall"] < 0.4 and far["chance"] == pytest.approx(10 / 60)
+    assert abs(near["null"]) < 0.1
+
+
+def test_recall_counts_who_is_among_the_nearest_and_ties_against_it():
+    similarity = np.array([[3.0, 2.0, 1.0], [0.0, 1.0, 2.0], [1.0, 1.0, 1.0]])
+    assert alignment.recall_at(similarity, 1) == pytest.approx(1 / 3)
+    assert alignment.recall_at(similarity, 2) == pytest.approx(2 / 3)
+    assert alignment.recall_at(similarity, 3) == 1.0
+
+
+def test_clouds_that_lie_apart_are_told_apart():
+    random = np.random.default_rng(0)
+    left = random.normal(size=(80, 4))
+    assert alignment.separability(left, random.normal(size=(80, 4)) + 5) == 1.0
+
+
+def test_the_map_holds_each_item_twice_and_draws_it(small_workspace):
+    work = small_workspace
+    points = tables.with_titles(work, alignment.alignment_map(work))
+    items = alignment.after_stage_2(work).items
+    counts = points.groupby(["condition", "cloud"]).size()
+    assert len(counts) == 4 and (counts == len(items)).all() and np.isfinite(points[["x", "y"]]).all().all()
+    assert (points["title"] == points["item"].map(work.dataset.catalogue["title"])).all()
+    figure = figures.map_figure(points)
+    shown = [t for t in figure.data if t.visible]
+    assert sum(len(t.x) for t in shown) == len(points)
+    buttons = figure.layout.updatemenus[0].buttons
+    assert [b.label for b in buttons] == ["colour by cloud", "colour by genre", "colour by popularity"]
+    for button in buttons:
+        visible = button.args[0]["visible"]
+        assert sum(len(t.x) for t, v in zip(figure.data, visible, strict=True) if v) == len(points)
+    again = alignment.alignment_map(work)
+    pd.testing.assert_frame_equal(again.reset_index(drop=True), points[again.columns])
+
+
+def test_without_contrastive_learning_the_projection_is_as_it_was_drawn(small_workspace):
+    clouds = alignment.all_clouds(small_workspace)
+    with_cl, without = clouds["with CL, before stage 3"], clouds["without CL, before stage 3"]
+    np.testing.assert_array_equal(without.semantic, without.distilled)  # nothing pulled at them
+    assert not np.array_equal(with_cl.semantic, with_cl.distilled)
+    assert not np.array_equal(clouds["with CL, after stage 3"].projected, with_cl.projected)
+
+
+def test_step_0_scores_warm_rows_with_vectors_that_nothing_trained(small_workspace):
+    work = small_workspace
+    table = step0.step0_table(work)
+    assert list(table.index) == [*step0.CONDITIONS, "text only (stage 1)"]
+    frame = pd.read_parquet(work.run_of(step0.STEP0).folder / "step0.parquet")
+    rows = work.dataset.interactions.loc[frame["row"]]
+    assert rows["warm"].all() and (rows["split"] == "test").all()
+    first, second, third = (frame[c].to_numpy() for c in step0.CONDITIONS)
+    assert not np.array_equal(first, second) and not np.array_equal(second, third)
+    assert table["auc"].iloc[0] == pytest.approx(auc(rows["label"], first))
+    assert table["gain"].iloc[0] == 0 and table["gain"].iloc[1] == pytest.approx(
+        auc(rows["label"], first) - auc(rows["label"], second)
+    )
+
+
+def test_average_attention_adds_up_and_effects_are_those_of_the_cases(small_workspace):
+    work = small_workspace
+    by_layer = attention.attention_by_layer(work)
+    assert set(by_layer["layer"]) == {1, 2} and set(SOFT_TOKENS) <= set(by_layer["segment"])
+    frame = pd.read_parquet(work.run_of(attention.ATTENTION).folder / "attention.parquet")
+    np.testing.assert_allclose(frame.groupby(["row", "layer"])["share"].sum(), 1, atol=1e-5)
+
+    found = attention.effects(work)
+    assert {f"without {t}" for t in SOFT_TOKENS} | {"another user's token"} <= set(found.index)
+    assert (found["size"] >= found["mean"].abs() - 1e-9).all()
+    raw = pd.read_parquet(work.run_of(attention.ATTENTION).folder / "effects.parquet")
+    one = raw[raw["change"] == "without <Warm_ID>"].iloc[0]
+    explorer = Explorer(work)
+    case = explorer.case_of_row(int(one["row"]))
+    expected = np.diff(explorer.log_odds([case, case.without_token("<Warm_ID>")]))[0]
+    assert one["delta"] == pytest.approx(expected, abs=2e-5)
+
+
+def test_cases_are_found_by_user_and_title_and_unknown_ones_are_explained(small_workspace):
+    explorer = Explorer(small_workspace)
+    data = explorer.dataset
+    default = explorer.find_case()
+    assert len(default.history) >= explorer.work.config.prompt.history and default.user
+    test = data.part("test").iloc[0]
+    title = data.titles[test["item"]]
+    named = explorer.find_case(int(test["user"]), title)
+    assert named.item == test["item"] and named.history == tuple(data.history(test.name))
+    assert explorer.find_case(int(test["user"]), title.upper()) == named
+    for user, item, message in (
+        (999, None, "user 999 is not in"),
+        (None, "No Such Film", "no title of planted contains 'No Such Film'"),
+        (None, "Film 1", "titles contain 'Film 1'"),
+    ):
+        with pytest.raises(SellarecError, match=message):
+            explorer.find_case(user, item)
+    with pytest.raises(SellarecError, match="layers 1 to 2"):
+        explorer.attention(default).layer(3)
+
+
+def test_strangers_are_others_and_always_the_same(small_workspace):
+    explorer = Explorer(small_workspace)
+    case = explorer.find_case()
+    user, item = explorer.strangers(case)
+    assert user != case.user and item != case.item and (user, item) == explorer.strangers(case)
