@@ -25,10 +25,12 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from plotly.offline import get_plotlyjs
 from pygments.formatters import HtmlFormatter
 
-from sellarec import figures, tables
+from sellarec import tables
+from sellarec.analysis.claims import claims
 from sellarec.config import make_config
 from sellarec.errors import SellarecError, nearest
 from sellarec.systems.base import Workspace
+from sellarec.systems.registry import TABLES
 
 PLOTLY_JSON = "application/vnd.plotly.v1+json"
 
@@ -149,11 +151,11 @@ def notebook_html(path: Path) -> str:
 
 
 def write_images(folder: Path) -> str:
-    """PNG and SVG of every exported figure; returns a sentence that says what happened."""
+    """PNG, SVG and PDF of every exported figure; returns a sentence that says what happened."""
     sources = sorted((folder / "figures").glob("*.json"))
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            for kind in ("png", "svg"):
+            for kind in ("png", "svg", "pdf"):
                 due = [s for s in sources if not _is_newer(s.with_suffix(f".{kind}"), s)]
                 targets = [s.with_suffix(f".{kind}") for s in due]
                 if due:
@@ -164,59 +166,75 @@ def write_images(folder: Path) -> str:
             f"No figure images ({type(error).__name__}): kaleido needs a Chrome or Chromium. Install one, or name it "
             "in BROWSER_PATH, and run the same command again. The interactive figures are in the pages."
         )
-    return f"{len(sources)} figures as PNG and SVG in {folder / 'figures'}"
+    return f"{len(sources)} figures as PNG, SVG and PDF in {folder / 'figures'}"
 
 
 def _is_newer(made: Path, source: Path) -> bool:
     return made.is_file() and made.stat().st_mtime >= source.stat().st_mtime
 
 
+STORY = (
+    ("The data", "00_data", "00_timeline", "Split by time: training, then validation, then test."),
+    ("What came out", "10_overall", "10_overall", ""),
+    (
+        "SeLLa-Rec against each other system",
+        "10_overall",
+        "10_differences",
+        "Differences on the same rows; intervals from resampling users, the same resamples for both systems.",
+    ),
+    ("Warm and cold", "11_warm_cold", "11_warm_cold", "Warm: the training part knows the user and the item."),
+    ("What each part is worth", "12_ablation", "12_losses", "Right of 0 SeLLa-Rec is better than the variant."),
+    ("Do titles and behaviour meet?", "14_alignment_cosine", "14_cosine", "The map of both clouds is in notebook 13."),
+    ("Where the answer looks", "15_attention", "15_layers", "Attention describes; the next figure tests."),
+    ("What the answer depends on", "15_attention", "15_effects", "Parts of the prompt left out or swapped."),
+)
+"""The entry page in order: heading, the notebook behind it, its figure, one sentence."""
+
+
 def _entry(work: Workspace, folder: Path, pages: list[Page], profile: str) -> str:
-    """What a reader should see first: what was done, how it came out, and how sure we are."""
-    overall, differences = tables.overall_table(work), tables.difference_table(work)
+    """What a reader should see first: what was done, how it came out, how sure we are, and where it comes from."""
     note = tables.scope(work)
-    figure = figures.overall_figure(overall, note)
-    against = figures.difference_figure(differences, note)
+    overall = tables.overall_table(work, [n for n in TABLES["table3"] if n in tables.OVERALL or work.is_done(n)])
     links = "".join(f'<li><a href="{p.file}">{escape(p.title)}</a></li>' for p in pages[1:])
     files = "".join(
         f'<li><a href="{f.relative_to(folder).as_posix()}">{f.relative_to(folder).as_posix()}</a></li>'
         for f in sorted((folder / "tables").glob("*"))
     )
-    systems = [*tables.OVERALL, "semantic"]
+    made = {p.file.removesuffix(".html") for p in pages}
     return f"""
 <h1>SeLLa-Rec on {escape(work.dataset.name)}</h1>
 <p class="soft">{escape(note)} Profile <code>{escape(profile)}</code>.</p>
-<h2>What came out</h2>
-<ul>{"".join(f"<li>{escape(s)}</li>" for s in findings(overall, differences))}</ul>
-<div class="scroll">{figure.to_html(full_html=False, include_plotlyjs=False)}</div>
+<h2>The paper's claims at this size</h2>
+<p>A claim holds or does not if its 95 % interval lies on one side of 0; otherwise it is undecided.</p>
+<div class="scroll">{_claims_html(work)}</div>
 <div class="scroll">{tables.pretty(overall).to_html(border=0)}</div>
-<h2>SeLLa-Rec against each other system</h2>
-<p>Differences on the same rows; intervals from resampling users, the same resamples for both systems.
-"Undecided" means that the interval holds 0.</p>
-<div class="scroll">{against.to_html(full_html=False, include_plotlyjs=False)}</div>
-<div class="scroll">{tables.pretty(differences).to_html(border=0)}</div>
+{"".join(_chapter(folder, *chapter) for chapter in STORY if chapter[1] in made)}
 <h2>Notebooks, executed</h2><ul>{links}</ul>
 <h2>Tables for papers</h2><ul>{files}</ul>
 <h2>Where every number comes from</h2>
-<div class="scroll">{tables.provenance_table(work, systems).to_html(border=0)}</div>
+<div class="scroll">{tables.provenance_table(work, [*overall["system"], "semantic"]).to_html(border=0)}</div>
 <p class="soft">Each run folder holds its settings, per-row scores and checksums. MovieLens data belongs to
 GroupLens and is not part of this report.</p>
 """
 
 
-def findings(overall: Any, differences: Any) -> list[str]:
-    """Plain sentences on the main comparisons, worded by their intervals."""
-    sella = overall.loc[overall["system"] == "sella"].iloc[0]
-    out = [
-        f"SeLLa-Rec: AUC {sella['auc']:.4f} [{sella['auc_low']:.4f}, {sella['auc_high']:.4f}], "
-        f"UAUC {sella['uauc']:.4f} [{sella['uauc_low']:.4f}, {sella['uauc_high']:.4f}]."
-    ]
-    for label, line in differences.iterrows():
-        out.append(
-            f"Against {label}: AUC {line['auc']:+.4f} ({line['auc_verdict']}), "
-            f"UAUC {line['uauc']:+.4f} ({line['uauc_verdict']})."
-        )
-    return out
+def _chapter(folder: Path, heading: str, notebook: str, figure: str, sentence: str) -> str:
+    """A heading, a figure that the notebook exported, and the way to the rest of it."""
+    source = folder / "figures" / f"{figure}.json"
+    if not source.is_file():
+        return ""
+    drawn = pio.read_json(source).to_html(full_html=False, include_plotlyjs=False)
+    more = f'<a href="{notebook}.html">More in the notebook.</a>'
+    return f'<h2>{escape(heading)}</h2><p>{escape(sentence)} {more}</p><div class="scroll">{drawn}</div>'
+
+
+def _claims_html(work: Workspace) -> str:
+    rows = "".join(
+        f'<tr><td>{escape(c.text)}</td><td>{escape(c.source)}</td><td class="{c.verdict.split()[0]}">'
+        f"{escape(c.verdict)}</td><td>{escape(c.evidence)}</td></tr>"
+        for c in claims(work)
+    )
+    return f'<table class="claims"><tr><th>claim</th><th>paper</th><th>here</th><th>evidence</th></tr>{rows}</table>'
 
 
 def _folder_name(work: Workspace, profile: str, changes: dict[str, Any]) -> str:

@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 
 from sellarec import figures, tables
-from sellarec.analysis import alignment, attention, calibration, slices, step0
+from sellarec.analysis import alignment, attention, calibration, claims, slices, step0
 from sellarec.analysis.alignment import Clouds
 from sellarec.analysis.what_if import Explorer
 from sellarec.errors import SellarecError
-from sellarec.evaluation import auc, mean_interval, uauc
+from sellarec.evaluation import Interval, UserBootstrap, auc, mean_interval, uauc
 from sellarec.prompts import SOFT_TOKENS
 
 
@@ -95,11 +95,12 @@ def test_alignment_numbers_tell_aligned_clouds_from_strangers():
     assert abs(near["null"]) < 0.1
 
 
-def test_recall_counts_who_is_among_the_nearest_and_ties_against_it():
+def test_hits_count_who_is_among_the_nearest_both_ways_and_ties_against_it():
     similarity = np.array([[3.0, 2.0, 1.0], [0.0, 1.0, 2.0], [1.0, 1.0, 1.0]])
-    assert alignment.recall_at(similarity, 1) == pytest.approx(1 / 3)
-    assert alignment.recall_at(similarity, 2) == pytest.approx(2 / 3)
-    assert alignment.recall_at(similarity, 3) == 1.0
+    # ranks in the rows 1, 2, 3 (a tie of three), in the columns 1, 3 (a tie behind 2), 3 (a tie behind 2)
+    assert alignment.hits_at(similarity, 1).tolist() == [1, 0, 0]
+    assert alignment.hits_at(similarity, 2).tolist() == [1, 0.5, 0]
+    assert alignment.hits_at(similarity, 3).tolist() == [1, 1, 1]
 
 
 def test_clouds_that_lie_apart_are_told_apart():
@@ -194,3 +195,29 @@ def test_strangers_are_others_and_always_the_same(small_workspace):
     case = explorer.find_case()
     user, item = explorer.strangers(case)
     assert user != case.user and item != case.item and (user, item) == explorer.strangers(case)
+
+
+def test_a_claim_holds_only_if_its_interval_lies_above_zero():
+    for low, value, high, expected in (
+        (0.01, 0.02, 0.03, "holds"),
+        (-0.03, -0.02, -0.01, "does not hold"),
+        (-0.01, 0.02, 0.05, "undecided"),
+        (float("nan"), 0.1, float("nan"), "undecided"),
+    ):
+        assert claims.verdict(Interval(value, low, high)) == expected
+
+
+def test_claims_are_asked_of_what_is_in_the_store(small_workspace):
+    work = small_workspace
+    for name in ("sella", "tallrec", "mf", "no_warm_token"):
+        work.run(name)
+    found = {c.text: c for c in claims.claims(work)}
+    rows = work.part("test")
+    gain = UserBootstrap(rows["user"].to_numpy(), rows["label"].to_numpy()).interval(
+        "auc", work.test_scores("sella"), work.test_scores("no_warm_token")
+    )
+    asked = found["Worse with SeLLa-Warm: no warm token"]
+    assert f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" in asked.evidence
+    assert asked.verdict == claims.verdict(gain) and asked.source == "Table 5"
+    assert "of" in found["SeLLa-Rec beats every baseline"].evidence
+    assert "recall@10" in found["Contrastive learning brings an item's two vectors together"].evidence

@@ -58,8 +58,14 @@ def test_the_report_has_a_page_per_notebook_and_every_link_leads_somewhere(made)
 def test_the_entry_page_says_what_was_scored_how_it_came_out_and_where_from(made):
     text = (made / "index.html").read_text()
     assert "stage 1 on 32 and stage 3 on 32 of" in text and "scored on whole users with" in text
-    assert text.count("Plotly.newPlot") == 2
-    assert re.search(r"SeLLa-Rec: AUC 0\.\d{4} \[0\.\d{4}, \d\.\d{4}\]", text)
+    headings = re.findall(r"<h2>(.+?)</h2>", text)
+    told = [heading for heading, _, figure, _ in report.STORY if (made / "figures" / f"{figure}.json").is_file()]
+    assert len(told) == len(report.STORY) and [h for h in headings if h in told] == told
+    assert text.count("Plotly.newPlot") == len(told)
+    claims = re.findall(r"<tr><td>(.+?)</td><td>(.+?)</td><td class=.+?>(.+?)</td><td>(.+?)</td></tr>", text)
+    assert claims[0][:2] == ("SeLLa-Rec beats every baseline", "Table 3")
+    assert {v for _, _, v, _ in claims} <= {"holds", "does not hold", "undecided"}
+    assert all(re.search(r"[+−-]\d\.\d{4} \[", evidence) for *_, evidence in claims)
     for name in OVERALL:
         assert f"/{name}/0-" in text
 
@@ -118,7 +124,7 @@ def test_a_failing_cell_is_named_and_the_executed_notebook_kept(tmp_path, plante
 
 
 def test_without_a_browser_the_report_says_how_to_get_images(made, monkeypatch, tmp_path):
-    shutil.copytree(made / "figures", tmp_path / "figures", ignore=shutil.ignore_patterns("*.png", "*.svg"))
+    shutil.copytree(made / "figures", tmp_path / "figures", ignore=shutil.ignore_patterns("*.png", "*.svg", "*.pdf"))
 
     def no_browser(*args, **kwargs):
         raise RuntimeError("no Chrome")
@@ -140,7 +146,7 @@ def test_only_figures_that_changed_are_drawn_again(monkeypatch, tmp_path):
     for name in ("a", "b"):
         figures.export_figure(first, name, tmp_path)
     report.write_images(tmp_path)
-    assert sorted(drawn) == ["a.png", "a.svg", "b.png", "b.svg"]
+    assert sorted(drawn) == ["a.pdf", "a.png", "a.svg", "b.pdf", "b.png", "b.svg"]
     drawn.clear()
     figures.export_figure(first, "a", tmp_path)
     figures.export_figure(second, "b", tmp_path)
@@ -148,7 +154,7 @@ def test_only_figures_that_changed_are_drawn_again(monkeypatch, tmp_path):
     stamp = (tmp_path / "figures" / "b.png").stat().st_mtime + 5
     os.utime(tmp_path / "figures" / "b.json", (stamp, stamp))
     report.write_images(tmp_path)
-    assert sorted(drawn) == ["b.png", "b.svg"]
+    assert sorted(drawn) == ["b.pdf", "b.png", "b.svg"]
 
 
 def test_figures_show_the_tables_numbers():

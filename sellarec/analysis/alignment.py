@@ -96,13 +96,13 @@ def alignment_numbers(clouds: dict[str, Clouds]) -> pd.DataFrame:
     for name, pair in clouds.items():
         projected = _unit(pair.projected)
         for target, vectors in (("as distilled", _unit(pair.distilled)), ("as trained", _unit(pair.semantic))):
-            cosine = projected @ vectors.T
+            cosine = cosines_between(projected, vectors)
             lines[name, target] = {
                 "cosine": float(np.diag(cosine).mean()),
                 "null": float((cosine.sum() - np.trace(cosine)) / (cosine.size - len(cosine))),
                 "distance": float(np.linalg.norm(projected.mean(axis=0) - vectors.mean(axis=0))),
                 "separability": separability(projected, vectors),
-                "recall": (recall_at(cosine, NEIGHBOURS) + recall_at(cosine.T, NEIGHBOURS)) / 2,
+                "recall": hits_at(cosine).mean(),
                 "chance": min(1.0, NEIGHBOURS / len(cosine)),
             }
     return pd.DataFrame.from_dict(lines, orient="index")
@@ -116,10 +116,18 @@ def separability(left: np.ndarray, right: np.ndarray) -> float:
     return float(roc_auc_score(side, found))
 
 
-def recall_at(similarity: np.ndarray, k: int) -> float:
-    """How often the partner on the diagonal is among the k most similar of its row; ties count against it."""
-    better = (similarity >= np.diag(similarity)[:, None]).sum(axis=1) - 1
-    return float((better < k).mean())
+def cosines_between(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Cosines of all pairs of rows, (n, n)."""
+    return _unit(left) @ _unit(right).T
+
+
+def hits_at(similarity: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
+    """Whether the partner on the diagonal is among the k most similar of its row, averaged with the same of its
+    column: 0, 0.5 or 1 for each of n items. Ties count against it."""
+    own = np.diag(similarity)
+    of_row = (similarity >= own[:, None]).sum(axis=1) <= k
+    of_column = (similarity >= own).sum(axis=0) <= k
+    return (of_row.astype(float) + of_column) / 2
 
 
 def alignment_map(work: Workspace) -> pd.DataFrame:

@@ -1,0 +1,106 @@
+"""The paper's claims, each with a verdict and the interval that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sellarec.analysis import alignment, slices, step0
+from sellarec.evaluation import Interval, UserBootstrap, mean_interval
+from sellarec.systems.base import Workspace
+from sellarec.systems.registry import TABLES, find_system
+from sellarec.systems.variants import ABLATIONS
+
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, where, and what these runs say to it."""
+
+    text: str
+    source: str
+    verdict: str
+    evidence: str
+
+
+def claims(work: Workspace) -> list[Claim]:
+    """All claims that the runs in the store can be asked about, in the order of the paper."""
+    found = [_beats_all(work), _tokens_help(work), *_tokens_help_warm_and_cold(work)]
+    found += [_part_is_worth_something(work, v.name) for v in ABLATIONS if work.is_done(v.name)]
+    return [*found, _clouds_meet(work), _carries_over(work)]
+
+
+def verdict(interval: Interval) -> str:
+    """Of a claim that says that something is above 0."""
+    if not interval.excludes_zero:
+        return UNDECIDED
+    return HOLDS if interval.value > 0 else FAILS
+
+
+def _gain(work: Workspace, other: str, mask: np.ndarray | None = None) -> Interval:
+    rows = work.part("test")
+    mask = np.ones(len(rows), dtype=bool) if mask is None else mask
+    bootstrap = UserBootstrap(rows["user"].to_numpy()[mask], rows["label"].to_numpy()[mask])
+    return bootstrap.interval("auc", work.test_scores("sella")[mask], work.test_scores(other)[mask])
+
+
+def _beats_all(work: Workspace) -> Claim:
+    others = [n for n in TABLES["table3"] if n != "sella" and work.is_done(n)]
+    gains = {name: _gain(work, name) for name in others}
+    hardest = min(gains, key=lambda n: gains[n].value)
+    verdicts = [verdict(i) for i in gains.values()]
+    total = FAILS if FAILS in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
+    beaten = verdicts.count(HOLDS)
+    evidence = f"better than {beaten} of {len(others)}; hardest is {_label(hardest)}: {_said(gains[hardest])}"
+    return Claim("SeLLa-Rec beats every baseline", "Table 3", total, evidence)
+
+
+def _tokens_help(work: Workspace) -> Claim:
+    gain = _gain(work, "tallrec")
+    return Claim("Soft tokens improve on the text alone", "Table 3", verdict(gain), _said(gain))
+
+
+def _tokens_help_warm_and_cold(work: Workspace) -> Sequence[Claim]:
+    masks, rows = slices.warm_masks(work), work.part("test")
+    for part in ("warm", "cold"):
+        if rows[masks[part]]["label"].nunique() == 2:
+            gain = _gain(work, "tallrec", masks[part])
+            yield Claim(f"They do so on {part} rows", "Fig. 5", verdict(gain), _said(gain))
+
+
+def _part_is_worth_something(work: Workspace, variant: str) -> Claim:
+    gain = _gain(work, variant)
+    return Claim(f"Worse with {_label(variant)}", "Table 5", verdict(gain), f"SeLLa-Rec minus it: {_said(gain)}")
+
+
+def _clouds_meet(work: Workspace) -> Claim:
+    hits = []
+    for place in (work, work.variant(alignment.WITHOUT)):
+        clouds = alignment.after_stage_2(place)
+        hits.append(alignment.hits_at(alignment.cosines_between(clouds.projected, clouds.distilled)))
+    gain = mean_interval(clouds.items, hits[0] - hits[1])  # resamples items
+    text = "Contrastive learning brings an item's two vectors together"
+    said = f"recall@{alignment.NEIGHBOURS} with CL minus without, items resampled: {_number(gain)}"
+    return Claim(text, "Fig. 6, 7", verdict(gain), f"{said}; with CL {hits[0].mean():.3f}")
+
+
+def _carries_over(work: Workspace) -> Claim:
+    line = step0.step0_table(work).loc["no CL, random projection"]
+    gain = Interval(line["gain"], line["gain_low"], line["gain_high"])
+    text = "The aligned projection carries over before stage 3 learns"
+    return Claim(text, "Table 6", verdict(gain), f"warm rows at step 0: {_said(gain)}")
+
+
+def _label(name: str) -> str:
+    return find_system(name).label
+
+
+def _said(gain: Interval) -> str:
+    return f"ΔAUC {_number(gain)}"
+
+
+def _number(gain: Interval) -> str:
+    return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
