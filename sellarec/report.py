@@ -33,6 +33,7 @@ from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES
 
 PLOTLY_JSON = "application/vnd.plotly.v1+json"
+EXECUTED = ".executed.json"
 
 
 @dataclass(frozen=True)
@@ -102,17 +103,39 @@ def make_report(
         "runs": str(runs.resolve()),
         "output": str(folder),
     }
-    executed = []
-    for notebook in sorted(notebooks_folder().glob("[0-9]*.ipynb")):
+    notebooks = sorted(notebooks_folder().glob("[0-9]*.ipynb"))
+    kept = _executed_before(folder)
+    for notebook in notebooks:
+        target = folder / "notebooks" / notebook.name
+        if target.is_file() and kept.get(notebook.name) == _fingerprint(notebook, parameters, work):
+            print(f"== {notebook.name} stands: neither it, nor the code, nor the runs have changed", flush=True)
+            continue
         begun = time.monotonic()
         print(f"== {notebook.name}", flush=True)
-        target = folder / "notebooks" / notebook.name
         execute_notebook(notebook, target, parameters)
-        executed.append(target)
         print(f"== {notebook.name} done in {time.monotonic() - begun:.0f} s", flush=True)
-    write_pages(work, folder, executed, profile)
+    write_pages(work, folder, [folder / "notebooks" / n.name for n in notebooks], profile)
+    record = {n.name: _fingerprint(n, parameters, work) for n in notebooks}  # now that all runs are there
+    (folder / EXECUTED).write_text(json.dumps(record, indent=2))
     print(f"Report in {(time.monotonic() - started) / 60:.1f} minutes: {folder / 'index.html'}", flush=True)
     return folder / "index.html"
+
+
+def _fingerprint(notebook: Path, parameters: dict[str, Any], work: Workspace) -> str:
+    """A hash of everything that an executed notebook shows: its source, parameters, the code, and the runs there."""
+    code = sorted(Path(__file__).parent.rglob("*.py"))
+    runs = sorted(p.parent.relative_to(work.root).as_posix() for p in work.root.rglob("manifest.json"))
+    digest = hashlib.sha256(json.dumps([parameters, runs], sort_keys=True).encode())
+    for path in (notebook, *code):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _executed_before(folder: Path) -> dict[str, str]:
+    try:
+        return json.loads((folder / EXECUTED).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def write_pages(work: Workspace, folder: Path, executed: list[Path], profile: str) -> None:

@@ -112,6 +112,32 @@ def test_a_second_report_reuses_every_run(made, planted_table, llama, monkeypatc
     assert before == {p: p.stat().st_mtime_ns for p in runs.rglob("manifest.json")}
 
 
+def test_a_second_report_executes_only_what_could_have_changed(made, planted_table, llama, monkeypatch):
+    root, executed = made.parents[1], []
+    monkeypatch.setattr(report, "execute_notebook", lambda notebook, target, parameters: executed.append(notebook.name))
+
+    def again():
+        executed.clear()
+        report.make_report(
+            str(planted_table), str(llama), "smoke", 0, SMALL, runs=root / "runs", reports=root / "reports"
+        )
+        return executed
+
+    names = [n.name for n in NOTEBOOKS]
+    assert again() == []
+    other = root / "runs" / "planted" / "no-llm" / "other" / "0-abc"
+    other.mkdir(parents=True)
+    (other / "manifest.json").write_text("{}")
+    assert again() == names  # a table may show the new run
+    shutil.rmtree(other.parent)
+    assert again() == names and again() == []
+    (made / "notebooks" / names[0]).rename(made / "notebooks" / "away")
+    with pytest.raises(FileNotFoundError):  # the stand-in wrote nothing
+        again()
+    (made / "notebooks" / "away").rename(made / "notebooks" / names[0])
+    assert executed == names[:1]
+
+
 def test_an_unknown_notebook_parameter_is_an_error(tmp_path):
     with pytest.raises(SellarecError, match=r"00_data.ipynb has no parameter 'sead'. Did you mean 'seed'"):
         report.execute_notebook(NOTEBOOKS[0], tmp_path / "out.ipynb", {"sead": 1})
