@@ -26,6 +26,7 @@ USAGE = """usage: sellarec COMMAND [--help]
   run SYSTEM       compute one system and what it needs:  {systems}
   run TABLE        all systems of table3 or of table5, the ablations
   report           execute all notebooks and write reports/<run>/index.html
+  app              explore predictions and attention in the browser, on localhost; shows runs, never trains
   doctor           versions, CPU features, chosen number format, what is fetched and what is missing
   profile NAME     print a profile's settings: {profiles}
 """
@@ -73,6 +74,21 @@ class ReportCommand:
     config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
 
 
+@dataclasses.dataclass(frozen=True)
+class AppCommand:
+    """Open the app over the run store, on localhost. It shows what is there and never trains."""
+
+    profile: str = "quick"
+    """smoke, quick or full: the defaults of the settings below."""
+    runs: Path = Path("runs")
+    """The run store."""
+    port: int = 8501
+    """Where it listens, on this machine only."""
+    headless: bool = False
+    """Do not open a browser."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `sellarec`; errors that a user can mend are printed without a traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -88,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
-    commands = {"fetch": _fetch, "run": _run, "report": _report, "doctor": _doctor, "profile": _profile}
+    commands = {"fetch": _fetch, "run": _run, "report": _report, "app": _app, "doctor": _doctor, "profile": _profile}
     if not argv or argv[0] in ("-h", "--help"):
         from sellarec.systems.registry import SYSTEMS
 
@@ -147,6 +163,26 @@ def _four(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
+def _app(argv: list[str]) -> None:
+    options = _parse(AppCommand, argv, "sellarec app")
+    script = Path(__file__).resolve().parent.parent / "app" / "main.py"
+    if not script.is_file():
+        raise SellarecError(f"{script} is not there. The app is part of a checkout: install with pip -e.")
+    named, changes = _changes(options.profile, options.config)
+    given = {"dataset": options.config.dataset, "profile": options.profile, "runs": str(options.runs.resolve())}
+    words = [sys.executable, "-m", "streamlit", "run", str(script)]
+    words += ["--server.address", "localhost", "--server.port", str(options.port)]
+    words += ["--server.headless", str(options.headless).lower(), "--browser.gatherUsageStats", "false"]
+    os.execv(sys.executable, [*words, "--", json.dumps(given | named | {"changes": changes})])
+
+
+def _changes(profile: str, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Backbone and seed; and all other settings in which a configuration differs from its profile."""
+    base = make_config(profile, config.dataset)
+    changes = {k: v for k, v in _flat(config).items() if _flat(base)[k] != v}
+    return {k: changes.pop(k, getattr(config, k)) for k in ("backbone", "seed")}, changes
+
+
 def _report(argv: list[str]) -> None:
     options = _parse(ReportCommand, argv, "sellarec report")
     from sellarec.report import make_report
@@ -154,9 +190,7 @@ def _report(argv: list[str]) -> None:
     if options.origin:
         sources.fetch(options.config.dataset, options.origin)
     config = options.config
-    base = make_config(options.profile, config.dataset)
-    changes = {k: v for k, v in _flat(config).items() if _flat(base)[k] != v}
-    named = {k: changes.pop(k, getattr(config, k)) for k in ("backbone", "seed")}
+    named, changes = _changes(options.profile, config)
     make_report(
         config.dataset, named["backbone"], options.profile, named["seed"], changes, options.runs, options.reports
     )

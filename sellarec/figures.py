@@ -254,7 +254,13 @@ def map_figure(points: pd.DataFrame, note: str = "") -> go.Figure:
                 legendgroup=name,
                 showlegend=legend and col == 1,
                 visible=view == "cloud",
-                text=part["title"] + "<br>" + part["genre"] + ", " + part["cloud"],
+                text=part["title"]
+                + "<br>"
+                + part["genre"]
+                + ", "
+                + part["ratings"].astype(str)
+                + " ratings, "
+                + part["cloud"],
                 hovertemplate="%{text}<extra></extra>",
                 marker={"size": 5, "opacity": 0.7, "symbol": symbols[part.index], **marker(part)},
                 row=1,

@@ -192,6 +192,10 @@ class Explorer:
         texts = [names.get(i) or self._lm.tokenizer.decode([i]) for i in row.prefix + row.suffix]
         return Attention(texts, segments, attention_weights(self._lm, row, self._vectors([case])))
 
+    def interventions(self, case: Case) -> dict[str, Case]:
+        """`interventions` with `strangers`."""
+        return interventions(self, case, *self.strangers(case))
+
     def _row(self, case: Case) -> TokenRow:
         return self._lm.tokenize(self.prompt(case), case.tokens)
 

@@ -17,6 +17,7 @@ from sellarec.backbone.lora import merge_lora
 from sellarec.config import Config, change_config
 from sellarec.data.dataset import Dataset, sample_rows, sample_users
 from sellarec.data.open import open_dataset
+from sellarec.errors import SellarecError
 from sellarec.evaluation import metrics
 from sellarec.runs import Run, RunKey, ensure_run, last_failure
 
@@ -59,9 +60,15 @@ class Workspace:
         >>> work.run("sella").metrics["test"]["all"]["auc"]
     """
 
-    def __init__(self, config: Config, root: Path = Path("runs")) -> None:
+    def __init__(self, config: Config, root: Path = Path("runs"), *, computes: bool = True) -> None:
+        """
+        Args:
+            root: The run store.
+            computes: False makes a missing run an error instead.
+        """
         self.config = config
         self.root = Path(root)
+        self.computes = computes
         self._runs: dict[str, Run] = {}
         self._parent: Workspace | None = None
 
@@ -115,7 +122,10 @@ class Workspace:
         """As `run`, also for a step that is not in the registry, such as an analysis."""
         if system.name not in self._runs:
             place = self.variant(system.changes)
-            self._runs[system.name] = ensure_run(self.root, place._key(system), lambda r: place._compute(system, r))
+            key = place._key(system)
+            if not self.computes and not key.folder(self.root).exists():
+                raise SellarecError(f"{system.label} is not in the run store {self.root}; nothing computes it here.")
+            self._runs[system.name] = ensure_run(self.root, key, lambda run: place._compute(system, run))
         return self._runs[system.name]
 
     def test_scores(self, name: str) -> np.ndarray:
@@ -126,7 +136,7 @@ class Workspace:
         """The workspace under changed settings; it shares this one's dataset and language models where they agree."""
         if not changes:
             return self
-        place = Workspace(change_config(self.config, changes), self.root)
+        place = Workspace(change_config(self.config, changes), self.root, computes=self.computes)
         place._parent = self
         return place
 

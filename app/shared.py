@@ -1,0 +1,150 @@
+"""What the pages share: the chosen runs, the model that is loaded once, and the row that is looked at."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from sellarec import tables
+from sellarec.analysis.what_if import Case, Explorer
+from sellarec.config import PROFILES, Config, make_config
+from sellarec.errors import SellarecError
+from sellarec.systems.base import Workspace
+from sellarec.systems.registry import TABLES, find_system
+
+
+def options() -> dict:
+    """What `sellarec app` was called with: dataset, backbone, profile, seed, changes, runs."""
+    return json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
+
+
+def choose_work() -> Workspace:
+    """The workspace that the sidebar names; it never computes a run."""
+    given = options()
+    root = Path(given.get("runs", "runs"))
+    with st.sidebar:
+        dataset = _choice("dataset", given.get("dataset", "ml-100k"), _folders(root))
+        backbones = [b for b in _folders(root / dataset) if b != "no-llm"]
+        backbone = _choice("backbone", given.get("backbone", "smollm2-135m"), backbones)
+        profile = _choice("profile", given.get("profile", "quick"), list(PROFILES))
+        seed = st.number_input("seed", 0, 99, int(given.get("seed", 0)), key="seed", bind="query-params")
+    if dataset == Path(str(given.get("dataset", ""))).stem:
+        dataset = given["dataset"]  # an own table is a path, its folder in the store the name
+    if backbone == Path(str(given.get("backbone", ""))).name:
+        backbone = given["backbone"]
+    config = make_config(profile, dataset, backbone=backbone, seed=int(seed), **given.get("changes", {}))
+    return open_work(config, str(root))
+
+
+def _choice(label: str, default: str, found: list[str]) -> str:
+    name = Path(default).stem if label == "dataset" else Path(default).name
+    choices = list(dict.fromkeys([name, *found]))
+    return st.selectbox(label, choices, key=label, bind="query-params")
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []
+
+
+@st.cache_resource(show_spinner="Opening the run store", hash_funcs={Config: repr}, max_entries=4)
+def open_work(config: Config, root: str) -> Workspace:
+    return Workspace(config, Path(root), computes=False)
+
+
+@st.cache_resource(show_spinner="Loading the language model, once", hash_funcs={Workspace: id}, max_entries=2)
+def _explorer(work: Workspace) -> tuple[Explorer, threading.Lock]:
+    return Explorer(work), threading.Lock()
+
+
+def current_work() -> Workspace:
+    return st.session_state["work"]
+
+
+def needs(work: Workspace, *names: str) -> None:
+    """Stop the page kindly if a run is missing."""
+    missing = [n for n in names if not work.is_done(n)]
+    if missing:
+        config = work.config
+        st.info(f"Not in the run store yet: {', '.join(find_system(n).label for n in missing)}.")
+        st.write("The app shows runs and never trains. Compute them with")
+        st.code(
+            f"sellarec run {missing[-1]} --dataset {config.dataset} --backbone {config.backbone} --seed {config.seed}"
+        )
+        st.stop()
+
+
+def done_systems(work: Workspace) -> list[str]:
+    """Systems of the overall table that are in the store."""
+    return [n for n in TABLES["table3"] if work.is_done(n)]
+
+
+def ask(work: Workspace, question: str, *arguments: object) -> object:
+    """Call a method of the explorer; one session at a time, because the model is shared."""
+    explorer, lock = _explorer(work)
+    with lock:
+        return getattr(explorer, question)(*arguments)
+
+
+def label_of(name: str) -> str:
+    return find_system(name).label
+
+
+@st.cache_data(show_spinner="Counting scores", hash_funcs={Workspace: id})
+def scored_rows(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
+    """The scored test rows with title and every system's probability; indexed by row id."""
+    rows = work.part("test")[["user", "item", "label", "warm"]].copy()
+    rows["title"] = rows["item"].map(work.dataset.catalogue["title"])
+    return rows.assign(**{name: work.test_scores(name) for name in systems})
+
+
+@st.cache_data(show_spinner="Resampling users", hash_funcs={Workspace: id})
+def overall(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
+    return tables.overall_table(work, systems)
+
+
+def choose_case(work: Workspace) -> Case:
+    """The user and the item that the URL or the widgets name."""
+    data = work.dataset
+    rows = work.part("test")
+    counts = rows["user"].value_counts().sort_index()
+    users = [str(u) for u in counts.index]
+    wanted = st.query_params.get("user")
+    if wanted is not None and wanted not in users:
+        whom = f"User {wanted} has no scored test row" if wanted.isdigit() else f"'{wanted}' is not a user"
+        st.warning(f"{whom}; users here are {users[0]} to {users[-1]}. The first one is shown.")
+        del st.query_params["user"]
+    left, right = st.columns(2)
+    user = left.selectbox(
+        "user", users, format_func=lambda u: f"user {u}, {counts[int(u)]} test rows", key="user", bind="query-params"
+    )
+    own = rows[rows["user"] == int(user)]["item"]
+    rest = [i for i in range(1, data.n_items + 1) if i not in set(own)]
+    items = [str(i) for i in [*own, *rest]]
+    wanted = st.query_params.get("item")
+    if wanted is not None and wanted not in items:
+        st.warning(f"'{wanted}' is not an item of {data.name}; ids go from 1 to {data.n_items}. Another one is shown.")
+        del st.query_params["item"]
+    item = right.selectbox(
+        "item: the user's test rows first, then the catalogue; type to search",
+        items,
+        format_func=lambda i: data.titles[int(i)],
+        key="item",
+        bind="query-params",
+    )
+    return ask(work, "case_of_pair", int(user), int(item))
+
+
+def probability(log_odds: float) -> float:
+    return float(1 / (1 + np.exp(-log_odds)))
+
+
+def explain(error: SellarecError) -> None:
+    """Show an error that a user can mend."""
+    st.error(str(error))
+    st.caption("A run that is damaged or half written stands as such; other pages and other runs are not touched.")

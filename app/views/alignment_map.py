@@ -1,0 +1,45 @@
+"""Where the items lie in both spaces, and who their neighbours are."""
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from shared import current_work, needs
+
+from sellarec import figures, tables
+from sellarec.analysis import alignment
+from sellarec.errors import SellarecError
+
+work = current_work()
+st.title("Alignment map")
+needs(work, "sella_collab")
+clouds = alignment.after_stage_2(work)
+titles = work.dataset.titles
+item = st.selectbox("where is …?", list(clouds.items), format_func=titles.__getitem__, key="item_on_map")
+at = int(np.flatnonzero(clouds.items == item)[0])
+
+
+def neighbours(vectors: np.ndarray) -> pd.DataFrame:
+    cosine = alignment.cosines_between(vectors[at : at + 1], vectors)[0]
+    order = [n for n in np.argsort(-cosine) if n != at][:10]
+    return pd.DataFrame({"title": [titles[clouds.items[n]] for n in order], "cosine": cosine[order].round(3)})
+
+
+left, right = st.columns(2)
+left.subheader("Nearest by behaviour")
+left.dataframe(neighbours(clouds.projected), hide_index=True)
+right.subheader("Nearest by title")
+right.dataframe(neighbours(clouds.distilled), hide_index=True)
+st.caption("By behaviour: projected collaborative vectors. By title: vectors that the language model gave.")
+try:
+    points = tables.with_titles(work, alignment.alignment_map(work))
+except SellarecError:
+    st.info("The t-SNE is not in the run store yet. The report computes it: sellarec report")
+    st.stop()
+figure = figures.map_figure(points)
+for n, condition in enumerate(points["condition"].unique(), start=1):
+    here = points[(points["item"] == item) & (points["condition"] == condition)]
+    ring = {"size": 18, "symbol": "circle-open", "line": {"width": 3}, "color": "#000000"}
+    figure.add_scatter(
+        x=here["x"], y=here["y"], mode="markers", marker=ring, name=titles[item], showlegend=n == 1, row=1, col=n
+    )
+st.plotly_chart(figure, theme=None)

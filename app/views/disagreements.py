@@ -1,0 +1,43 @@
+"""The rows on which two systems differ most: where errors are found."""
+
+import numpy as np
+import streamlit as st
+from shared import current_work, done_systems, label_of, needs, scored_rows
+
+work = current_work()
+st.title("Disagreements")
+needs(work, "counting")
+systems = done_systems(work)
+if len(systems) < 2:
+    st.info("Two systems are needed; the store has one. Compute more with: sellarec run table3")
+    st.stop()
+a, b, c, d = st.columns(4)
+first = a.selectbox("system", systems, index=len(systems) - 1, format_func=label_of, key="first", bind="query-params")
+second = b.selectbox("against", [s for s in systems if s != first], format_func=label_of, key="second")
+which = c.segmented_control("rows", ["all", "warm", "cold"], default="all", required=True)
+right = d.segmented_control("the first system is", ["either", "right", "wrong"], default="either", required=True)
+rows = scored_rows(work, tuple(systems))
+log_odds = {n: np.log(rows[n].clip(1e-6, 1 - 1e-6) / (1 - rows[n].clip(1e-6, 1 - 1e-6))) for n in (first, second)}
+# each system's own mean is taken out, because one may be surer of everything
+rows = rows.assign(difference=(log_odds[first] - log_odds[first].mean()) - (log_odds[second] - log_odds[second].mean()))
+if which != "all":
+    rows = rows[rows["warm"] == (which == "warm")]
+if right != "either":
+    rows = rows[((rows["difference"] > 0) == (rows["label"] == 1)) == (right == "right")]
+rows = rows.reindex(rows["difference"].abs().sort_values(ascending=False).index).head(200)
+shown = rows[["user", "title", "label", "warm", first, second, "difference"]]
+shown = shown.assign(open=[f"user_item?user={u}&item={i}" for u, i in rows[["user", "item"]].to_numpy()])
+st.dataframe(
+    shown,
+    hide_index=True,
+    column_config={
+        "label": st.column_config.CheckboxColumn("liked"),
+        first: st.column_config.NumberColumn(label_of(first), format="%.3f"),
+        second: st.column_config.NumberColumn(label_of(second), format="%.3f"),
+        "difference": st.column_config.NumberColumn("difference of log-odds", format="%+.2f"),
+        "open": st.column_config.LinkColumn("", display_text="open"),
+    },
+)
+st.caption(
+    "Right: relative to its mean, the first system is higher than the second on a liked row, or lower on a disliked one."
+)

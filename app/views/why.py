@@ -1,0 +1,38 @@
+"""What the answer looks at, and what it depends on."""
+
+import pandas as pd
+import streamlit as st
+from shared import ask, choose_case, current_work, needs
+
+from sellarec import figures
+
+work = current_work()
+st.title("Why")
+needs(work, "sella")
+case = choose_case(work)
+st.write(
+    "Attention describes where the model looks; it does not explain the answer. Leaving a part out tests whether the "
+    "answer depends on it."
+)
+st.subheader("What the answer depends on")
+changed = ask(work, "interventions", case)
+found = ask(work, "log_odds", [case, *changed.values()]).astype(float)
+effects = pd.DataFrame({"delta": found[1:] - found[0]}, index=list(changed))
+st.plotly_chart(
+    figures.effects_figure(effects, "delta", "Change of the log-odds when a part is left out or swapped"), theme=None
+)
+
+st.subheader("Where the answer looks")
+attention = ask(work, "attention", case)
+lines = [
+    {"layer": n, "segment": segment, "share": share, "low": share, "high": share}
+    for segment, shares in attention.by_segment().items()
+    for n, share in enumerate(shares.tolist(), start=1)
+]
+st.plotly_chart(figures.attention_layers_figure(pd.DataFrame(lines)), theme=None)
+a, b = st.columns(2)
+layer = a.slider("layer", 1, attention.layers, attention.layers, key="layer", bind="query-params")
+heads = attention.weights.shape[1]
+head = b.selectbox("head", ["mean", *range(1, heads + 1)])
+chosen = attention.layer(layer) if head == "mean" else attention.weights[layer - 1, head - 1]
+st.plotly_chart(figures.attention_map_figure(attention.tokens, {f"layer {layer}, head {head}": chosen}), theme=None)

@@ -1,0 +1,142 @@
+"""The app's pages through streamlit's own harness, over the small runs and a live tiny model."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from sellarec.analysis import alignment
+from tests.conftest import SMALL
+
+APP = Path(__file__).resolve().parents[1] / "app"
+
+
+@pytest.fixture(scope="module")
+def store(small_workspace):
+    for name in ("counting", "mf", "tallrec", "sella"):
+        small_workspace.run(name)
+    alignment.alignment_map(small_workspace)
+    return small_workspace
+
+
+@pytest.fixture
+def page(store, monkeypatch):
+    """Opens a page by name, with query parameters, over the small runs or another store."""
+
+    def open_page(name="overview", runs=None, **query):
+        config = store.config
+        given = {"dataset": config.dataset, "backbone": config.backbone, "profile": "smoke", "seed": 0}
+        given |= {"changes": SMALL, "runs": str(runs or store.root)}
+        monkeypatch.setattr(sys, "argv", ["main.py", json.dumps(given)])
+        monkeypatch.syspath_prepend(str(APP))
+        app = AppTest.from_file(str(APP / "main.py"), default_timeout=120)
+        for key, value in query.items():
+            app.query_params[key] = str(value)
+        if name != "overview":
+            app = app.switch_page(f"views/{name}.py")
+        return app.run()
+
+    return open_page
+
+
+def words(app):
+    kinds = (app.markdown, app.caption, app.info, app.error, app.warning, app.title, app.subheader, app.code)
+    return "\n".join(str(e.value) for kind in kinds for e in kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("overview", "SeLLa-Rec, explored"),
+        ("user_item", "User and item"),
+        ("why", "Why"),
+        ("for_you", "For you"),
+        ("alignment_map", "Alignment map"),
+        ("disagreements", "Disagreements"),
+    ],
+)
+def test_every_page_opens_without_an_error(page, name, title):
+    app = page(name)
+    assert not app.exception and not app.error
+    assert [t.value for t in app.title] == [title]
+
+
+def test_an_empty_store_is_explained_with_the_command_and_nothing_is_computed(page, tmp_path):
+    for name in ("overview", "user_item", "why", "for_you", "alignment_map", "disagreements"):
+        app = page(name, runs=tmp_path)
+        assert not app.exception and "Not in the run store yet" in words(app) and "sellarec run" in words(app)
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_the_probability_is_the_runs_and_moves_with_a_what_if(page, store):
+    row = store.part("test").iloc[0]
+    app = page("user_item", user=row["user"], item=row["item"])
+    assert not app.exception
+    stored = store.run("sella").scores.set_index("row").loc[row.name, "score"]
+    before, after = (float(m.value) for m in app.metric)
+    assert before == after == pytest.approx(stored, abs=1e-4)
+    swapped = next(s for s in app.selectbox if s.label == "make the item token of")
+    swapped.select(1 if row["item"] != 1 else 2).run()
+    assert float(app.metric[0].value) == before
+    assert re.fullmatch(r"[+-]\d\.\d{4} log-odds", app.metric[1].delta) and app.metric[1].delta != "+0.0000 log-odds"
+
+
+def test_bad_ids_in_the_url_get_a_kind_answer(page):
+    assert "'nobody' is not a user" in words(page("user_item", user="nobody"))
+    assert "User 999 has no scored test row" in words(page("why", user=999))
+    assert "'-3' is not an item" in words(page("user_item", item=-3))
+
+
+def test_ranking_scores_the_catalogue_for_a_made_up_user(page, store):
+    app = page("for_you")
+    app.toggle(key="new").set_value(True).run()
+    app.multiselect[0].select(2).run()
+    app.button[0].click().run()
+    assert not app.exception
+    ranked = app.dataframe[0].value
+    assert len(ranked) == min(200, store.dataset.n_items - 1) and ranked["probability"].is_monotonic_decreasing
+    assert store.dataset.titles[2] not in set(ranked["title"])
+
+
+def test_disagreements_are_sorted_and_filtered(page, store):
+    app = page("disagreements")
+    found = app.dataframe[0].value
+    assert found["difference"].abs().is_monotonic_decreasing and set(found["user"]) <= set(store.part("test")["user"])
+    app.segmented_control[0].set_value("cold").run()
+    assert not app.dataframe[0].value["warm"].any()
+
+
+def test_a_damaged_run_is_named_and_the_other_pages_stand(page, store, tmp_path):
+    import shutil
+
+    shutil.copytree(store.root, tmp_path / "runs", dirs_exist_ok=True)
+    scores = next((tmp_path / "runs").glob("*/*/mf/*/scores.parquet"))
+    scores.write_bytes(scores.read_bytes()[:-10])
+    app = page("overview", runs=tmp_path / "runs")
+    assert not app.exception and "was changed or added" in words(app) and "scores.parquet" in words(app)
+    assert not page("user_item", runs=store.root).error
+
+
+def test_titles_stand_only_where_text_is_shown_as_text(page, store):
+    """Markdown would give a title like "[a](b)" or "$x$" a meaning; tables, menus and code blocks do not."""
+    for name in ("user_item", "why", "for_you", "alignment_map"):
+        app = page(name)
+        texts = [e.value for kind in (app.markdown, app.caption, app.subheader, app.title) for e in kind]
+        assert not any(title in text for text in texts for title in store.dataset.titles[1:])
+        assert not any(m.allow_html for m in app.markdown)
+
+
+def test_the_command_binds_to_localhost_and_passes_the_settings(monkeypatch, tmp_path):
+    from sellarec import cli
+
+    called = []
+    monkeypatch.setattr(cli.os, "execv", lambda program, argv: called.append(argv))
+    cli.main(["app", "--profile", "smoke", "--seed", "3", "--stage3.rows", "5", "--runs", str(tmp_path), "--headless"])
+    argv = called[0]
+    assert argv[argv.index("--server.address") + 1] == "localhost"
+    assert argv[argv.index("--browser.gatherUsageStats") + 1] == "false"
+    given = json.loads(argv[-1])
+    assert given["seed"] == 3 and given["changes"] == {"stage3.rows": 5} and given["runs"] == str(tmp_path)
