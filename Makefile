@@ -3,15 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help report test lint clean
+.PHONY: help report app test lint clean
 help:
 	@echo "make report   build .venv, run every notebook on MovieLens-100K, write reports/<run>/index.html"
+	@echo "make app      open the app over the runs, on localhost"
 	@echo "make test     build .venv, run the test suite (5 minutes on 2 cores)"
 	@echo "make lint     check style"
 	@echo "make clean    remove .venv; runs and reports stay"
 
 report: $(STAMP)
 	$(BIN)/sellarec report $(ARGS)
+
+app: $(STAMP)
+	$(BIN)/sellarec app $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)

@@ -39,5 +39,5 @@ st.dataframe(
     },
 )
 st.caption(
-    "Right: relative to its mean, the first system is higher than the second on a liked row, or lower on a disliked one."
+    "Right: relative to its mean, the first system is above the second on a liked row, or below it on a disliked one."
 )
