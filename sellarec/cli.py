@@ -172,7 +172,14 @@ def _app(argv: list[str]) -> None:
     given = {"dataset": options.config.dataset, "profile": options.profile, "runs": str(options.runs.resolve())}
     words = [sys.executable, "-m", "streamlit", "run", str(script)]
     words += ["--server.address", "localhost", "--server.port", str(options.port)]
-    words += ["--server.headless", str(options.headless).lower(), "--browser.gatherUsageStats", "false"]
+    words += [
+        "--client.toolbarMode",
+        "minimal",
+        "--server.headless",
+        str(options.headless).lower(),
+        "--browser.gatherUsageStats",
+        "false",
+    ]
     os.execv(sys.executable, [*words, "--", json.dumps(given | named | {"changes": changes})])
 
 

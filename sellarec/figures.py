@@ -199,11 +199,10 @@ def cosine_figure(cosines: dict[str, dict[str, np.ndarray]], note: str = "") -> 
         cols=columns,
         subplot_titles=list(cosines) if len(cosines) > 1 else None,
         shared_xaxes=True,
-        shared_yaxes=True,
         vertical_spacing=0.12,
-        horizontal_spacing=0.05,
+        horizontal_spacing=0.08,
     )
-    edges = np.linspace(-1, 1, 81)
+    edges = np.linspace(-1, 1, 61)
     for n, groups in enumerate(cosines.values()):
         place = {"row": n // columns + 1, "col": n % columns + 1}
         for (name, values), colour in zip(groups.items(), ("#D55E00", "#0072B2", "#999999"), strict=False):
@@ -213,13 +212,13 @@ def cosine_figure(cosines: dict[str, dict[str, np.ndarray]], note: str = "") -> 
                 y=share / max(1, share.sum()),
                 name=name,
                 fill="tozeroy",
-                line={"color": colour, "shape": "spline"},
+                line={"color": colour},
                 legendgroup=name,
                 showlegend=n == 0,
                 **place,
             )
-    figure.update_layout(**_LAYOUT, height=160 + 260 * rows)
-    figure.update_layout(legend={"orientation": "h", "y": -0.35 / rows})
+    figure.update_layout(**_LAYOUT, height=200 + 260 * rows)
+    figure.update_layout(margin_t=130, legend={"orientation": "h", "y": -0.35 / rows})
     for col in range(1, columns + 1):
         figure.update_xaxes(title_text="cosine", row=rows, col=col)
     figure.update_yaxes(title_text="share of items", col=1)
@@ -281,10 +280,11 @@ def map_figure(points: pd.DataFrame, note: str = "") -> go.Figure:
     figure.update_xaxes(range=[-reach, reach], showticklabels=False, zeroline=False)
     figure.update_yaxes(range=[-reach, reach], showticklabels=False, zeroline=False)
     bar = {"title": "training<br>ratings", "tickvals": [0, 1, 2, 3], "ticktext": ["1", "10", "100", "1,000"]}
-    figure.update_layout(**_LAYOUT, height=620, coloraxis={"colorscale": "Cividis", "colorbar": bar})
+    figure.update_layout(**_LAYOUT, height=660, coloraxis={"colorscale": "Cividis", "colorbar": bar})
     figure.update_layout(
+        margin_t=140,
         legend={"orientation": "h", "y": -0.05},
-        updatemenus=[{"buttons": menu, "x": 1, "xanchor": "right", "y": 1.16, "yanchor": "top"}],
+        updatemenus=[{"buttons": menu, "x": 1, "xanchor": "right", "y": 1.2, "yanchor": "top"}],
     )
     return _titled(figure, "Do titles and behaviour meet?", note)
 
@@ -408,31 +408,38 @@ def attention_layers_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
     return _titled(figure, "Where the answer looks", note)
 
 
-def attention_map_figure(tokens: list[str], weights: dict[str, np.ndarray], note: str = "") -> go.Figure:
-    """Token-level maps side by side: rows attend to columns.
+def attention_map_figure(
+    tokens: list[str], segments: list[str], weights: dict[str, np.ndarray], note: str = ""
+) -> go.Figure:
+    """Token-level maps side by side: rows attend to columns. Axes name the parts of the prompt, hovering the tokens.
 
     Args:
         tokens: The T tokens.
-        weights: Shape (T, T) by title, each averaged over heads.
+        segments: The part of the prompt that each belongs to.
+        weights: Shape (T, T) by title, of one head or averaged over heads.
     """
-    figure = make_subplots(rows=1, cols=len(weights), subplot_titles=list(weights), horizontal_spacing=0.12)
-    places = list(range(len(tokens)))
-    shown = [t.strip() or "␣" for t in tokens]
+    figure = make_subplots(rows=1, cols=len(weights), subplot_titles=list(weights), horizontal_spacing=0.14)
+    names = [f"{n} {token.strip() or '␣'}" for n, token in enumerate(tokens, start=1)]
+    starts = [n for n, s in enumerate(segments) if n == 0 or s != segments[n - 1]]
+    ends = [*starts[1:], len(segments)]
+    middles = [(a + b - 1) // 2 for a, b in zip(starts, ends, strict=True)]
+    shown = [(m, segments[m]) for m in middles if segments[m] != "instruction"]
+    ticks = {"tickvals": [m for m, _ in shown], "ticktext": [s for _, s in shown], "tickfont": {"size": 10}}
     for col, matrix in enumerate(weights.values(), start=1):
         seen = np.where(np.tri(len(tokens), dtype=bool), matrix, np.nan)
         figure.add_heatmap(
-            z=np.log10(np.maximum(seen, 1e-4)),
-            customdata=np.stack(np.broadcast_arrays(*np.meshgrid(shown, shown)), axis=-1),
-            text=np.round(seen, 4),
-            hovertemplate="%{customdata[1]} → %{customdata[0]}: %{text}<extra></extra>",
+            x=names,
+            y=names,
+            z=np.round(np.log10(np.maximum(seen, 1e-4)), 2),
+            hovertemplate="%{y} → %{x}<br>10 to the power of %{z}<extra></extra>",
             coloraxis="coloraxis",
             row=1,
             col=col,
         )
-        ticks = {"tickvals": places, "ticktext": shown, "tickfont": {"size": 7}}
-        figure.update_xaxes(**ticks, tickangle=90, row=1, col=col)
-        figure.update_yaxes(**ticks, autorange="reversed", row=1, col=col)
-    figure.update_layout(**_LAYOUT, height=820)
+        figure.update_xaxes(**ticks, tickangle=90, showgrid=False, row=1, col=col)
+        figure.update_yaxes(**ticks, autorange="reversed", showgrid=False, row=1, col=col)
+    figure.update_layout(**_LAYOUT, height=760)
+    figure.update_layout(margin={"l": 90, "r": 40, "t": 130, "b": 110})
     bar = {"title": "attention", "tickvals": [-4, -3, -2, -1, 0], "ticktext": [".0001", ".001", ".01", ".1", "1"]}
     figure.update_layout(coloraxis={"colorscale": "Cividis", "cmin": -4, "cmax": 0, "colorbar": bar})
     return _titled(figure, "Which token attends to which", note)

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Progress:
-    """Counts work done and prints rate and time left; silent for work under two seconds.
+    """Counts work done and prints rate and time left; silent for work under two seconds or without a label.
 
     Use as a context manager so that the last line is printed also when the work is interrupted.
     """
@@ -41,6 +41,8 @@ class Progress:
             self._show(end="" if self._live else "\n")
 
     def _show(self, end: str) -> None:
+        if not self.label:
+            return
         self._printed, self._shown = True, time.monotonic()
         line = tqdm.format_meter(
             self.done,

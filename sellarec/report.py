@@ -270,4 +270,4 @@ def _folder_name(work: Workspace, profile: str, changes: dict[str, Any]) -> str:
 
 def _title(notebook: Path) -> str:
     first = nbformat.read(notebook, as_version=4).cells[0].source
-    return first.splitlines()[0].lstrip("# ").strip()
+    return first.splitlines()[0].lstrip("# ").split(":")[0].strip()

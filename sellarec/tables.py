@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from sellarec.evaluation import SLICES, Interval, UserBootstrap, slice_masks
 from sellarec.systems.base import Workspace
@@ -141,19 +142,24 @@ def slices_table(work: Workspace, systems: Sequence[str] = OVERALL) -> pd.DataFr
     return table
 
 
-def by_part(lines: pd.DataFrame) -> pd.DataFrame:
-    """`analysis.slices.metrics_on` as people read it: a row for each system, "AUC [low, high]" for each part."""
+def by_part(lines: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """`analysis.slices.metrics_on` as people read it: "0.731 [0.712, 0.750]" by system and part of the rows."""
+    users = "uauc_users" if metric == "uauc" else "users"
     shown = lines.assign(
-        AUC=[f"{v:.4f} [{lo:.4f}, {hi:.4f}]" for v, lo, hi in lines[["auc", "auc_low", "auc_high"]].to_numpy()],
-        UAUC=[
-            "undefined" if np.isnan(v) else f"{v:.4f} [{lo:.4f}, {hi:.4f}], {users:,} users"
-            for v, lo, hi, users in lines[["uauc", "uauc_low", "uauc_high", "uauc_users"]].to_numpy()
+        said=[
+            "undefined" if np.isnan(v) else f"{v:.4f} [{lo:.4f}, {hi:.4f}]"
+            for v, lo, hi in lines[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
         ],
-        part=[f"{p}: {r:,} rows, {u:,} users" for p, r, u in lines[["part", "rows", "users"]].to_numpy()],
+        column=[f"{p}: {r:,} rows, {u:,} users" for p, r, u in lines[["part", "rows", users]].itertuples(index=False)],
     )
-    order = list(shown["part"].unique())
-    wide = shown.pivot(index="label", columns="part", values=["AUC", "UAUC"]).swaplevel(axis=1)
-    return wide.loc[shown["label"].unique(), [(p, m) for p in order for m in ("AUC", "UAUC")]].rename_axis(index=None)
+    wide = shown.pivot(index="label", columns="column", values="said")
+    return wide.loc[shown["label"].unique(), shown["column"].unique()].rename_axis(index=None, columns=metric.upper())
+
+
+def plain(table: pd.DataFrame, precision: int = 4) -> Styler:
+    """A table of numbers for a notebook; what looks like HTML in it is shown as it is."""
+    shown = table.style.format(precision=precision, na_rep="undefined", escape="html")
+    return shown.format_index(escape="html")
 
 
 def with_titles(work: Workspace, points: pd.DataFrame) -> pd.DataFrame:

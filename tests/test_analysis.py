@@ -43,9 +43,9 @@ def test_metrics_on_a_part_are_the_metrics_of_its_rows(small_workspace):
     assert line["auc"] == pytest.approx(auc(rows["label"][warm], score[warm]))
     assert line["uauc"] == pytest.approx(uauc(rows["user"][warm], rows["label"][warm], score[warm]), nan_ok=True)
     assert line["auc_low"] <= line["auc"] <= line["auc_high"] and line["rows"] == warm.sum()
-    shown = tables.by_part(table)
+    shown = tables.by_part(table, "auc")
     assert list(shown.index) == ["Counting (item + user mean)", "MF"]
-    assert f"{line['auc']:.4f} [" in shown.iloc[1, 2]
+    assert shown.columns[1].startswith(f"warm: {warm.sum()} rows, ") and f"{line['auc']:.4f} [" in shown.iloc[1, 1]
     figure = figures.slices_figure(table, "Warm and cold")
     drawn = next(t for t in figure.data if t.name == "MF" and t.yaxis == "y")
     assert drawn.y[1] == line["auc"] and "rows" in drawn.x[0]

@@ -77,7 +77,11 @@ before, after = ask(work, "log_odds", [case, changed])
 st.session_state["case"] = changed
 x, y = st.columns(2)
 x.metric("probability as it is", f"{probability(before):.4f}")
-y.metric("probability after the changes", f"{probability(after):.4f}", delta=f"{after - before:+.4f} log-odds")
+y.metric(
+    "probability after the changes",
+    f"{probability(after):.4f}",
+    delta=f"{after - before:+.4f} log-odds" if changed != case else None,
+)
 st.caption(f"The prompt lists the last {listed} liked titles. Made-up rows are scored and never stored.")
 with st.expander("The prompt"):
     st.code(ask(work, "prompt", changed).text, language=None, wrap_lines=True)

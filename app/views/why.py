@@ -5,6 +5,7 @@ import streamlit as st
 from shared import ask, choose_case, current_work, needs
 
 from sellarec import figures
+from sellarec.analysis.attention import grouped
 
 work = current_work()
 st.title("Why")
@@ -26,7 +27,7 @@ st.subheader("Where the answer looks")
 attention = ask(work, "attention", case)
 lines = [
     {"layer": n, "segment": segment, "share": share, "low": share, "high": share}
-    for segment, shares in attention.by_segment().items()
+    for segment, shares in grouped(attention.by_segment()).items()
     for n, share in enumerate(shares.tolist(), start=1)
 ]
 st.plotly_chart(figures.attention_layers_figure(pd.DataFrame(lines)), theme=None)
@@ -35,4 +36,7 @@ layer = a.slider("layer", 1, attention.layers, attention.layers, key="layer", bi
 heads = attention.weights.shape[1]
 head = b.selectbox("head", ["mean", *range(1, heads + 1)])
 chosen = attention.layer(layer) if head == "mean" else attention.weights[layer - 1, head - 1]
-st.plotly_chart(figures.attention_map_figure(attention.tokens, {f"layer {layer}, head {head}": chosen}), theme=None)
+st.plotly_chart(
+    figures.attention_map_figure(attention.tokens, attention.segments, {f"layer {layer}, head {head}": chosen}),
+    theme=None,
+)

@@ -73,7 +73,7 @@ def _average(work: Workspace, run: Run) -> None:
     attention, changes = [], []
     for row, user in track(rows["user"].items(), "attention and interventions", len(rows)):
         case = explorer.case_of_row(int(row))
-        for segment, shares in _grouped(explorer.attention(case).by_segment()).items():
+        for segment, shares in grouped(explorer.attention(case).by_segment()).items():
             attention += [
                 {"row": row, "user": user, "layer": n, "segment": segment, "share": share}
                 for n, share in enumerate(shares.tolist(), start=1)
@@ -92,13 +92,13 @@ def _average(work: Workspace, run: Run) -> None:
     pd.DataFrame(changes).to_parquet(run.folder / "effects.parquet", index=False)
 
 
-def _grouped(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def grouped(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The segments in the order of the prompt, with the titles of the history as one."""
     history = [v for name, v in parts.items() if name.startswith("title ")]
-    grouped = {n: v for n, v in parts.items() if not n.startswith("title ")}
+    out = {n: v for n, v in parts.items() if not n.startswith("title ")}
     if history:
-        grouped["history"] = np.sum(history, axis=0)
-    return {n: grouped[n] for n in [*SEGMENTS, *grouped] if n in grouped}
+        out["history"] = np.sum(history, axis=0)
+    return {n: out[n] for n in [*SEGMENTS, *out] if n in out}
 
 
 ATTENTION = System(

@@ -178,7 +178,7 @@ class Explorer:
             writer = self._writers[case.tokens] = PromptWriter(self.dataset, self.work.config.prompt, case.tokens)
         return writer.compose(np.array(case.history, dtype=np.int64), case.item, case.of_user, case.of_item)
 
-    def log_odds(self, cases: Sequence[Case], label: str = "scoring") -> np.ndarray:
+    def log_odds(self, cases: Sequence[Case], label: str = "") -> np.ndarray:
         """Log-odds of a like, shape (n,), float32."""
         rows = [self._row(c) for c in cases]
         return score_rows(self._lm, rows, lambda batch: self._vectors([cases[i] for i in batch]), label=label)
