@@ -1,4 +1,4 @@
-# The two commands of the README, and their environment. `make help` lists them.
+# The commands of the README, and their environment. `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed

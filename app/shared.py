@@ -109,35 +109,46 @@ def overall(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
 
 
 def choose_case(work: Workspace) -> Case:
-    """The user and the item that the URL or the widgets name."""
-    data = work.dataset
-    rows = work.part("test")
+    """The user and the item that the URL, the widgets, or another page before this one name."""
+    data, rows = work.dataset, work.part("test")
     counts = rows["user"].value_counts().sort_index()
-    users = [str(u) for u in counts.index]
-    wanted = st.query_params.get("user")
-    if wanted is not None and wanted not in users:
-        whom = f"User {wanted} has no scored test row" if wanted.isdigit() else f"'{wanted}' is not a user"
-        st.warning(f"{whom}; users here are {users[0]} to {users[-1]}. The first one is shown.")
-        del st.query_params["user"]
-    left, right = st.columns(2)
+    left, right, chance = st.columns([5, 5, 1], vertical_alignment="bottom")
+    if chance.button("Random", help="another scored test row"):
+        row = rows.sample().iloc[0]
+        st.session_state["user"], st.session_state[f"item of {row['user']}"] = int(row["user"]), int(row["item"])
+    users = [int(u) for u in counts.index]
     user = left.selectbox(
-        "user", users, format_func=lambda u: f"user {u}, {counts[int(u)]} test rows", key="user", bind="query-params"
+        "user",
+        users,
+        index=_from_url("user", users, f"users with scored test rows are among {users[0]} to {users[-1]}"),
+        format_func=lambda u: f"user {u}, {counts[u]} test rows",
+        key="user",
     )
-    own = rows[rows["user"] == int(user)]["item"]
-    rest = [i for i in range(1, data.n_items + 1) if i not in set(own)]
-    items = [str(i) for i in [*own, *rest]]
-    wanted = st.query_params.get("item")
-    if wanted is not None and wanted not in items:
-        st.warning(f"'{wanted}' is not an item of {data.name}; ids go from 1 to {data.n_items}. Another one is shown.")
-        del st.query_params["item"]
+    own = [int(i) for i in rows[rows["user"] == user]["item"]]
+    items = [*own, *(i for i in range(1, data.n_items + 1) if i not in set(own))]
     item = right.selectbox(
         "item: the user's test rows first, then the catalogue; type to search",
         items,
-        format_func=lambda i: data.titles[int(i)],
-        key="item",
-        bind="query-params",
+        index=_from_url("item", items, f"ids go from 1 to {data.n_items}"),
+        format_func=data.titles.__getitem__,
+        key=f"item of {user}",
     )
-    return ask(work, "case_of_pair", int(user), int(item))
+    for name, value in (("user", user), ("item", item)):
+        st.query_params[name] = str(value)
+        st.session_state[f"last {name}"] = str(value)
+    return ask(work, "case_of_pair", user, item)
+
+
+def _from_url(name: str, valid: list[int], hint: str) -> int:
+    """Where in `valid` the number stands that the URL names, or else the page before; 0, with a warning, if nowhere."""
+    wanted = st.query_params.get(name) or st.session_state.get(f"last {name}", "")
+    if wanted.isdigit() and int(wanted) in valid:
+        return valid.index(int(wanted))
+    if st.query_params.get(name):
+        st.warning(
+            f"'{wanted}' is not {'a user' if name == 'user' else 'an item'} to show; {hint}. The first is shown."
+        )
+    return 0
 
 
 def probability(log_odds: float) -> float:

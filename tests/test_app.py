@@ -72,7 +72,7 @@ def test_an_empty_store_is_explained_with_the_command_and_nothing_is_computed(pa
 
 
 def test_the_probability_is_the_runs_and_moves_with_a_what_if(page, store):
-    row = store.part("test").iloc[0]
+    row = store.part("test").iloc[-1]
     app = page("user_item", user=row["user"], item=row["item"])
     assert not app.exception
     stored = store.run("sella").scores.set_index("row").loc[row.name, "score"]
@@ -85,9 +85,22 @@ def test_the_probability_is_the_runs_and_moves_with_a_what_if(page, store):
 
 
 def test_bad_ids_in_the_url_get_a_kind_answer(page):
-    assert "'nobody' is not a user" in words(page("user_item", user="nobody"))
-    assert "User 999 has no scored test row" in words(page("why", user=999))
-    assert "'-3' is not an item" in words(page("user_item", item=-3))
+    for name, query, answer in (
+        ("user_item", {"user": "nobody"}, "'nobody' is not a user to show; users with scored test rows are among"),
+        ("why", {"user": 999}, "'999' is not a user to show"),
+        ("user_item", {"item": -3}, "'-3' is not an item to show; ids go from 1 to 30"),
+    ):
+        app = page(name, **query)
+        assert answer in words(app) and not app.exception
+
+
+def test_a_random_row_is_one_of_the_scored_ones(page, store):
+    app = page("user_item")
+    next(b for b in app.button if b.label == "Random").click().run()
+    assert not app.exception
+    rows = store.part("test")
+    user, item = (int("".join(app.query_params[name])) for name in ("user", "item"))
+    assert ((rows["user"] == user) & (rows["item"] == item)).any()
 
 
 def test_ranking_scores_the_catalogue_for_a_made_up_user(page, store):

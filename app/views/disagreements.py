@@ -12,7 +12,7 @@ if len(systems) < 2:
     st.info("Two systems are needed; the store has one. Compute more with: sellarec run table3")
     st.stop()
 a, b, c, d = st.columns(4)
-first = a.selectbox("system", systems, index=len(systems) - 1, format_func=label_of, key="first", bind="query-params")
+first = a.selectbox("system", systems, index=len(systems) - 1, format_func=label_of, key="first")
 second = b.selectbox("against", [s for s in systems if s != first], format_func=label_of, key="second")
 which = c.segmented_control("rows", ["all", "warm", "cold"], default="all", required=True)
 right = d.segmented_control("the first system is", ["either", "right", "wrong"], default="either", required=True)

@@ -16,7 +16,7 @@ titles = work.dataset.titles
 
 systems = tuple(done_systems(work))
 rows = scored_rows(work, systems)
-user = int(st.session_state["user"])
+user = st.session_state["user"]
 row = rows[(rows["user"] == user) & (rows["item"] == case.item)]
 left, right = st.columns(2)
 with left:
