@@ -112,7 +112,7 @@ def choose_case(work: Workspace) -> Case:
     """The user and the item that the URL, the widgets, or another page before this one name."""
     data, rows = work.dataset, work.part("test")
     counts = rows["user"].value_counts().sort_index()
-    left, right, chance = st.columns([5, 5, 1], vertical_alignment="bottom")
+    left, right, chance = st.columns([4, 4, 1], vertical_alignment="bottom")
     if chance.button("Random", help="another scored test row"):
         row = rows.sample().iloc[0]
         st.session_state["user"], st.session_state[f"item of {row['user']}"] = int(row["user"]), int(row["item"])

@@ -470,7 +470,7 @@ def effects_figure(table: pd.DataFrame, value: str, title: str, note: str = "") 
         **error,
     )
     figure.add_vline(x=0, line={"color": "#888888"})
-    figure.update_layout(**_LAYOUT, height=170 + 34 * len(table), xaxis_title="change of the log-odds of a like")
+    figure.update_layout(**_LAYOUT, height=170 + 34 * len(table), xaxis_title="change of the log-odds")
     figure.update_yaxes(categoryorder="array", categoryarray=list(table.index)[::-1], automargin=True)
     return _titled(figure, title, note)
 
