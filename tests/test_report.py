@@ -14,6 +14,7 @@ import pytest
 from sellarec import figures, report
 from sellarec.config import make_config
 from sellarec.errors import SellarecError
+from sellarec.figures.style import COLOURS
 from sellarec.systems.registry import OVERALL
 from tests.conftest import SMALL
 
@@ -191,7 +192,7 @@ def test_figures_show_the_tables_numbers():
     assert [t.x[0] for t in figure.data] == pytest.approx([0.6, 0.7, 0.6, 0.7])
     assert figure.data[0].error_x.array[0] == pytest.approx(0.2)
     assert figure.data[0].error_x.arrayminus[0] == pytest.approx(0.1)
-    assert {t.marker.color for t in figure.data} == {figures.COLOURS["mf"], figures.COLOURS["sella"]}
+    assert {t.marker.color for t in figure.data} == {COLOURS["mf"], COLOURS["sella"]}
 
 
 def test_the_cosine_figure_is_a_share_of_the_items():

@@ -132,10 +132,10 @@ class Explorer:
             test = test[test["user"] == user]
         full = self.dataset.history_lengths(test.index.to_numpy()) >= self.work.config.prompt.history
         good = test.index[full & test["warm"].to_numpy()]
-        if item is not None:
-            wanted = self.dataset.item_by_title(item)
-            return self.case_of_pair(int(test.loc[good[0], "user"]) if user is None else user, wanted)
         rows = good if len(good) else test.index
+        if item is not None:
+            whose = int(test.loc[rows[0], "user"]) if user is None else user
+            return self.case_of_pair(whose, self.dataset.item_by_title(item))
         if not len(rows):
             raise SellarecError(f"user {user} has no test row; name an item as well.")
         return self.case_of_row(int(rows[0]))

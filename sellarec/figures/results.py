@@ -1,0 +1,191 @@
+"""Figures of scores: systems, differences, parts of the rows, calibration, and training logs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from sellarec.figures.style import COLOURS, LAYOUT, LEGEND_BELOW, titled
+
+
+def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
+    """AUC and UAUC as dots with their intervals, in the table's order.
+
+    Args:
+        table: As `tables.overall_table` gives it.
+        note: Written under the title; say there what was trained and scored.
+    """
+    figure = make_subplots(cols=2, rows=1, shared_yaxes=True, horizontal_spacing=0.06)
+    labels = list(table.index)[::-1]
+    for col, metric in enumerate(("auc", "uauc"), start=1):
+        for label, line in table.iterrows():
+            figure.add_scatter(
+                x=[line[metric]],
+                y=[label],
+                error_x={
+                    "array": [line[f"{metric}_high"] - line[metric]],
+                    "arrayminus": [line[metric] - line[f"{metric}_low"]],
+                    "thickness": 2,
+                },
+                mode="markers",
+                marker={"size": 11, "color": COLOURS.get(line["system"], "#333333")},
+                name=label,
+                showlegend=False,
+                hovertemplate=f"{label}<br>{metric.upper()} %{{x:.4f}}<extra></extra>",
+                row=1,
+                col=col,
+            )
+        paper = table.get(f"{metric}_paper")
+        if paper is not None and paper.notna().any():
+            known = paper.dropna()
+            figure.add_scatter(
+                x=known,
+                y=list(known.index),
+                mode="markers",
+                marker={"symbol": "diamond-open", "size": 10, "color": "#333333"},
+                name="paper (Qwen2-7B, all rows)",
+                showlegend=col == 1,
+                row=1,
+                col=col,
+            )
+        figure.add_vline(x=0.5, line={"dash": "dot", "color": "#888888"}, row=1, col=col)
+        figure.update_xaxes(title_text=metric.upper(), row=1, col=col)
+    figure.update_yaxes(categoryorder="array", categoryarray=labels, automargin=True)
+    figure.update_layout(**LAYOUT, **LEGEND_BELOW, height=190 + 40 * len(labels))
+    return titled(figure, "How well each system tells likes from dislikes", note)
+
+
+def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
+    """Paired differences to the other systems with intervals, as `tables.difference_table` gives them."""
+    label = table.attrs["label"]
+    figure = make_subplots(cols=2, rows=1, shared_yaxes=True, horizontal_spacing=0.06)
+    for col, metric in enumerate(("auc", "uauc"), start=1):
+        figure.add_scatter(
+            x=table[metric],
+            y=list(table.index),
+            error_x={
+                "array": table[f"{metric}_high"] - table[metric],
+                "arrayminus": table[metric] - table[f"{metric}_low"],
+                "thickness": 2,
+            },
+            mode="markers",
+            marker={"size": 10, "color": COLOURS["sella"]},
+            customdata=table[f"{metric}_verdict"],
+            hovertemplate=label + " − %{y}: %{x:+.4f}<br>%{customdata}<extra></extra>",
+            showlegend=False,
+            row=1,
+            col=col,
+        )
+        figure.add_vline(x=0, line={"dash": "dot", "color": "#888888"}, row=1, col=col)
+        figure.update_xaxes(title_text=f"Δ{metric.upper()}", row=1, col=col)
+    figure.update_yaxes(categoryorder="array", categoryarray=list(table.index)[::-1], automargin=True)
+    figure.update_layout(**LAYOUT, height=190 + 40 * len(table))
+    return titled(figure, f"{label} minus each other system (right of 0: {label} is better)", note)
+
+
+def slices_figure(table: pd.DataFrame, title: str, note: str = "") -> go.Figure:
+    """Grouped bars with intervals: AUC above UAUC, a group for each part of the rows, a bar for each system.
+
+    Args:
+        table: As `analysis.slices.metrics_on` gives it.
+    """
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    counts = table.drop_duplicates("part")
+    names = [f"{p}<br>{r:,} rows, {u:,} users" for p, r, u in counts[["part", "rows", "users"]].to_numpy()]
+    place = dict(zip(counts["part"], names, strict=True))
+    for system, lines in table.groupby("system", sort=False):
+        for row, metric in enumerate(("auc", "uauc"), start=1):
+            figure.add_bar(
+                x=lines["part"].map(place),
+                y=lines[metric],
+                error_y={
+                    "array": lines[f"{metric}_high"] - lines[metric],
+                    "arrayminus": lines[metric] - lines[f"{metric}_low"],
+                    "thickness": 1,
+                    "width": 2,
+                },
+                name=lines["label"].iloc[0],
+                marker_color=COLOURS.get(system, "#333333"),
+                legendgroup=system,
+                showlegend=row == 1,
+                hovertemplate="%{fullData.name}<br>%{x}<br>" + metric.upper() + " %{y:.4f}<extra></extra>",
+                row=row,
+                col=1,
+            )
+    low = np.nanmin(table[["auc_low", "uauc_low", "auc", "uauc"]].to_numpy(dtype=float))
+    high = np.nanmax(table[["auc_high", "uauc_high", "auc", "uauc"]].to_numpy(dtype=float))
+    for row, metric in enumerate(("AUC", "UAUC"), start=1):
+        figure.update_yaxes(title_text=metric, range=[max(0, low - 0.02), min(1, high + 0.02)], row=row, col=1)
+        figure.add_hline(y=0.5, line={"dash": "dot", "color": "#888888"}, row=row, col=1)
+    figure.update_layout(**LAYOUT, barmode="group", height=640, legend={"orientation": "h", "y": -0.15})
+    return titled(figure, title, note)
+
+
+def reliability_figure(curves: dict[str, pd.DataFrame], labels: dict[str, str], note: str = "") -> go.Figure:
+    """Share of likes against predicted probability, a line for each system; on the diagonal they agree."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "color": "#888888"}, name="perfectly calibrated"
+    )
+    for name, curve in curves.items():
+        figure.add_scatter(
+            x=curve["probability"],
+            y=curve["liked"],
+            customdata=curve["rows"],
+            mode="lines+markers",
+            name=labels[name],
+            line={"color": COLOURS.get(name, "#333333")},
+            hovertemplate="said %{x:.2f}, liked %{y:.2f}<br>%{customdata:,} rows<extra>%{fullData.name}</extra>",
+        )
+    figure.update_layout(**LAYOUT, **LEGEND_BELOW, height=520)
+    figure.update_xaxes(title_text="predicted probability of a like", range=[0, 1])
+    figure.update_yaxes(title_text="share of likes", range=[0, 1])
+    return titled(figure, "Do the probabilities mean what they say?", note)
+
+
+def scores_figure(
+    scores: dict[str, np.ndarray], label: np.ndarray, labels: dict[str, str], note: str = ""
+) -> go.Figure:
+    """Distribution of predicted probabilities of liked and of disliked rows, a pair of violins for each system."""
+    figure = go.Figure()
+    for value, name, colour, side in ((0, "disliked", "#E69F00", "negative"), (1, "liked", "#0072B2", "positive")):
+        chosen = label == value
+        figure.add_violin(
+            x=np.concatenate([np.repeat(labels[n], chosen.sum()) for n in scores]),
+            y=np.concatenate([np.round(s[chosen].astype(float), 4) for s in scores.values()]),
+            name=name,
+            side=side,
+            line_color=colour,
+            points=False,
+            meanline_visible=True,
+            spanmode="hard",
+        )
+    figure.update_layout(**LAYOUT, **LEGEND_BELOW, violinmode="overlay", violingap=0.1, height=460)
+    figure.update_yaxes(title_text="predicted probability", range=[0, 1])
+    return titled(figure, "How the probabilities of liked and disliked rows spread", note)
+
+
+def training_figure(log: pd.DataFrame, title: str, x: str = "step", note: str = "") -> go.Figure:
+    """Training loss (smoothed over 20 steps) and validation AUC of a run's log."""
+    figure = make_subplots(specs=[[{"secondary_y": True}]])
+    if "loss" in log:
+        loss = log.dropna(subset=["loss"])
+        smooth = loss["loss"].rolling(20 if x == "step" else 1, min_periods=1).mean()
+        figure.add_scatter(x=loss[x], y=smooth, name="training loss", line={"color": "#0072B2"})
+    valid = log.dropna(subset=["valid_auc"])
+    figure.add_scatter(
+        x=valid[x],
+        y=valid["valid_auc"],
+        name="validation AUC",
+        mode="lines+markers",
+        line={"color": "#D55E00"},
+        secondary_y=True,
+    )
+    figure.update_layout(**LAYOUT, **LEGEND_BELOW, xaxis_title=x, height=400)
+    figure.update_yaxes(title_text="loss", secondary_y=False)
+    figure.update_yaxes(title_text="AUC", dtick=0.1, tickformat=".1f", secondary_y=True, showgrid=False)
+    auc_range = [min(0.45, valid["valid_auc"].min() - 0.02), max(0.85, valid["valid_auc"].max() + 0.02)]
+    figure.update_yaxes(range=auc_range, secondary_y=True)
+    return titled(figure, title, note)

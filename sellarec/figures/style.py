@@ -1,0 +1,57 @@
+"""What all figures share: colours, layout, titles, and how they are exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+# Okabe and Ito's palette, then Tol's muted one: distinct for colour-blind readers; one colour per system everywhere.
+COLOURS = {
+    "counting": "#999999",
+    "mf": "#56B4E9",
+    "mf_bias": "#0072B2",
+    "sella_collab": "#009E73",
+    "mlp_control": "#CC79A7",
+    "zero_shot": "#F0E442",
+    "tallrec": "#E69F00",
+    "sella": "#D55E00",
+    "lightgcn": "#88CCEE",
+    "sasrec": "#332288",
+    "din": "#882255",
+    "ctrl": "#AA4499",
+    "binary_mf": "#44AA99",
+    "prompt4nr": "#DDCC77",
+    "person_prompt": "#999933",
+    "collm": "#117733",
+    "binllm": "#661100",
+}
+
+SPLIT_COLOURS = {"train": "#0072B2", "valid": "#E69F00", "test": "#D55E00"}
+
+LAYOUT = {
+    "template": "plotly_white",
+    "font": {"family": "system-ui, sans-serif", "size": 14},
+    "margin": {"l": 70, "r": 40, "t": 90, "b": 60},
+    "modebar": {"orientation": "v"},
+}
+
+LEGEND_BELOW = {"legend": {"orientation": "h", "y": -0.25, "traceorder": "normal"}}
+"""Beside the figure the mode bar, which touch screens always show, would lie over it."""
+
+
+def export_figure(figure: go.Figure, name: str, folder: str | Path | None) -> go.Figure:
+    """Write a figure as JSON into the folder's `figures/`, from where the report makes pages and images; returns it."""
+    if folder:
+        target = Path(folder) / "figures"
+        target.mkdir(parents=True, exist_ok=True)
+        path, spec = target / f"{name}.json", figure.to_json()
+        if not path.is_file() or path.read_text() != spec:  # an untouched file tells the report that its images stand
+            path.write_text(spec)
+    return figure
+
+
+def titled(figure: go.Figure, title: str, note: str) -> go.Figure:
+    subtitle = {"subtitle": {"text": note, "font": {"size": 12, "color": "#666666"}}} if note else {}
+    place = {"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 12}, "font": {"size": 17}}
+    return figure.update_layout(title={"text": title, **place, **subtitle})
