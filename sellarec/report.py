@@ -230,6 +230,7 @@ def _entry(work: Workspace, folder: Path, pages: list[Page], profile: str) -> st
 <h2>The paper's claims at this size</h2>
 <p>A claim holds or does not if its 95 % interval lies on one side of 0; otherwise it is undecided.</p>
 <div class="scroll">{_claims_html(work)}</div>
+<h2>Every system</h2>
 <div class="scroll">{tables.pretty(overall).to_html(border=0)}</div>
 {"".join(_chapter(folder, *chapter) for chapter in STORY if chapter[1] in made)}
 <h2>Notebooks, executed</h2><ul>{links}</ul>
