@@ -59,27 +59,21 @@ def map_figure(points: pd.DataFrame, note: str = "") -> go.Figure:
     common = list(points["genre"].value_counts().index[:7])
     genre = points["genre"].where(points["genre"].isin(common), "other")
     palette = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442"]
-    symbols = points["cloud"].map({"semantic": "circle", "collaborative": "diamond"})
+    symbols = points["cloud"].map({"semantic": 0, "collaborative": 2}).astype(np.int8)  # circles and diamonds
     views: list[str] = []
 
     def draw(view: str, mask: pd.Series, name: str, marker: dict, legend: bool = True) -> None:
         for col, condition in enumerate(conditions, start=1):
             part = points[mask & (points["condition"] == condition)]
             figure.add_scattergl(
-                x=part["x"].round(2),
-                y=part["y"].round(2),
+                x=part["x"].astype(np.float32),
+                y=part["y"].astype(np.float32),
                 mode="markers",
                 name=name,
                 legendgroup=name,
                 showlegend=legend and col == 1,
                 visible=view == "cloud",
-                text=part["title"]
-                + "<br>"
-                + part["genre"]
-                + ", "
-                + part["ratings"].astype(str)
-                + " ratings, "
-                + part["cloud"],
+                text=part["title"] + "<br>" + part["genre"] + ", " + part["ratings"].astype(str) + " ratings",
                 hovertemplate="%{text}<extra></extra>",
                 marker={"size": 5, "opacity": 0.7, "symbol": symbols[part.index], **marker(part)},
                 row=1,
@@ -110,4 +104,4 @@ def map_figure(points: pd.DataFrame, note: str = "") -> go.Figure:
 
 
 def _popularity(part: pd.DataFrame) -> dict:
-    return {"color": np.log10(part["ratings"].clip(lower=1)), "coloraxis": "coloraxis"}
+    return {"color": np.log10(part["ratings"].clip(lower=1)).astype(np.float32), "coloraxis": "coloraxis"}
