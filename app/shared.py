@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ import pandas as pd
 import streamlit as st
 
 from sellarec import tables
+from sellarec.analysis.attention import grouped
+from sellarec.analysis.catalogue import score_candidates
 from sellarec.analysis.what_if import Case, Explorer
 from sellarec.config import PROFILES, Config, make_config
 from sellarec.errors import SellarecError
+from sellarec.progress import listening
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES, find_system
 
@@ -58,8 +62,14 @@ def open_work(config: Config, root: str) -> Workspace:
 
 
 @st.cache_resource(show_spinner="Loading the language model, once", hash_funcs={Workspace: id}, max_entries=2)
-def _explorer(work: Workspace) -> tuple[Explorer, threading.Lock]:
-    return Explorer(work), threading.Lock()
+def _explorer(work: Workspace) -> Explorer:
+    return Explorer(work)
+
+
+@st.cache_resource(show_spinner=False, hash_funcs={Workspace: id})
+def _turn(work: Workspace) -> threading.Lock:
+    """Held by the session that uses the model, which is shared."""
+    return threading.Lock()
 
 
 def current_work() -> Workspace:
@@ -85,10 +95,34 @@ def done_systems(work: Workspace) -> list[str]:
 
 
 def ask(work: Workspace, question: str, *arguments: object) -> object:
-    """Call a method of the explorer; one session at a time, because the model is shared."""
-    explorer, lock = _explorer(work)
-    with lock:
-        return getattr(explorer, question)(*arguments)
+    """Call a method of the explorer; one session at a time."""
+    with _turn(work):
+        return getattr(_explorer(work), question)(*arguments)
+
+
+@st.cache_data(show_spinner=False, hash_funcs={Workspace: id, Case: repr}, max_entries=1000)
+def answer(work: Workspace, case: Case) -> tuple[float, dict[str, float]]:
+    """SeLLa-Rec's log-odds of a case, and where its answer looks: attention by segment, averaged over layers."""
+    log_odds = float(ask(work, "log_odds", [case])[0])
+    attention = ask(work, "attention", case)
+    return log_odds, {s: float(of_layer.mean()) for s, of_layer in grouped(attention.by_segment()).items()}
+
+
+def rank(work: Workspace, system: str, user: int, items: tuple[int, ...], liked: tuple[int, ...]) -> np.ndarray:
+    """A system's probabilities of candidates, with a progress bar; Stop cancels, and other sessions get turns."""
+    bar = st.progress(0.0, f"{label_of(system)}; Stop at the top right cancels")
+    turn = _turn(work)
+
+    def advance(label: str, done: int, total: int) -> None:
+        turn.release()
+        time.sleep(0.002)  # long enough for a waiting session to take its turn
+        turn.acquire()
+        bar.progress(done / total, f"{label_of(system)}: {done:,} of {total:,}")
+
+    with turn, listening(advance):
+        found = score_candidates(work, system, user, items, liked)
+    bar.empty()
+    return found
 
 
 def label_of(name: str) -> str:
@@ -103,6 +137,13 @@ def scored_rows(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
     return rows.assign(**{name: work.test_scores(name) for name in systems})
 
 
+@st.cache_data(show_spinner=False, hash_funcs={Workspace: id})
+def centred_log_odds(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
+    """Log-odds of the scored test rows, less each system's mean: one system may be surer of everything."""
+    log_odds = scored_rows(work, systems)[list(systems)].clip(1e-6, 1 - 1e-6).apply(lambda p: np.log(p / (1 - p)))
+    return log_odds - log_odds.mean()
+
+
 @st.cache_data(show_spinner="Resampling users", hash_funcs={Workspace: id})
 def overall(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
     return tables.overall_table(work, systems)
@@ -112,10 +153,15 @@ def choose_case(work: Workspace) -> Case:
     """The user and the item that the URL, the widgets, or another page before this one name."""
     data, rows = work.dataset, work.part("test")
     counts = rows["user"].value_counts().sort_index()
-    left, right, chance = st.columns([4, 4, 1], vertical_alignment="bottom")
-    if chance.button("Random", help="another scored test row"):
-        row = rows.sample().iloc[0]
-        st.session_state["user"], st.session_state[f"item of {row['user']}"] = int(row["user"]), int(row["item"])
+    left, right, chance = st.columns([4, 4, 2], vertical_alignment="bottom")
+    with chance.container(horizontal=True):
+        if st.button("Random", help="another scored test row"):
+            _go_to(rows.sample().iloc[0])
+        if st.button("Disputed", help="the next of the scored test rows on which the systems disagree most"):
+            at = st.session_state["disputed"] = st.session_state.get("disputed", -1) + 1
+            log_odds = centred_log_odds(work, tuple(done_systems(work)))
+            order = (log_odds.max(axis=1) - log_odds.min(axis=1)).sort_values(ascending=False, kind="stable").index
+            _go_to(rows.loc[order[at % len(order)]])
     users = [int(u) for u in counts.index]
     user = left.selectbox(
         "user",
@@ -137,6 +183,10 @@ def choose_case(work: Workspace) -> Case:
         st.query_params[name] = str(value)
         st.session_state[f"last {name}"] = str(value)
     return ask(work, "case_of_pair", user, item)
+
+
+def _go_to(row: pd.Series) -> None:
+    st.session_state["user"], st.session_state[f"item of {row['user']}"] = int(row["user"]), int(row["item"])
 
 
 def _from_url(name: str, valid: list[int], hint: str) -> int:

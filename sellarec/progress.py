@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
+
+
+_listener: ContextVar[Callable[[str, int, int], None] | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(listener: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Call `listener` with label, work done and total whenever work advances in this block, in its thread.
+
+    What the listener raises ends the work: so a user interface shows progress, and cancels.
+    """
+    before = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(before)
 
 
 class Progress:
@@ -37,6 +55,8 @@ class Progress:
     def advance(self, n: int = 1, note: str = "") -> None:
         self.done += n
         self.note = note or self.note
+        if listener := _listener.get():
+            listener(self.label, self.done, self.total)
         if time.monotonic() - self._shown > self._interval:
             self._show(end="" if self._live else "\n")
 

@@ -5,6 +5,8 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -103,15 +105,59 @@ def test_a_random_row_is_one_of_the_scored_ones(page, store):
     assert ((rows["user"] == user) & (rows["item"] == item)).any()
 
 
+def button(app, label):
+    return next(b for b in app.button if b.label == label)
+
+
+def test_a_disputed_row_is_the_one_that_systems_disagree_on_and_the_next_click_shows_another(page, store):
+    app = page("user_item")
+    seen = []
+    for _ in range(2):
+        button(app, "Disputed").click().run()
+        seen.append(tuple(int("".join(app.query_params[name])) for name in ("user", "item")))
+    assert not app.exception and seen[0] != seen[1]
+    log_odds = pd.DataFrame({n: store.test_scores(n) for n in ("counting", "mf", "tallrec", "sella")}).clip(1e-6, 1)
+    log_odds = np.log(log_odds / (1 - log_odds)) - np.log(log_odds / (1 - log_odds)).mean()
+    most = (log_odds.max(axis=1) - log_odds.min(axis=1)).argmax()
+    assert seen[0] == tuple(store.part("test").iloc[most][["user", "item"]])
+
+
+def test_every_system_answers_for_a_pair_that_was_never_rated(page, store):
+    rated = store.dataset.interactions
+    user = int(store.part("test").iloc[0]["user"])
+    item = next(i for i in range(1, 31) if i not in set(rated[rated["user"] == user]["item"]))
+    app = page("user_item", user=user, item=item)
+    button(app, "Ask every system").click().run()
+    said = app.dataframe[1].value.set_index("system")["probability"]
+    assert not app.exception and set(said.index) >= {"MF", "TALLRec (stage 1)", "SeLLa-Rec"}
+    assert said["SeLLa-Rec"] == pytest.approx(float(app.metric[0].value), abs=1e-4)
+
+
 def test_ranking_scores_the_catalogue_for_a_made_up_user(page, store):
     app = page("for_you")
     app.toggle(key="new").set_value(True).run()
     app.multiselect[0].select(2).run()
-    app.button[0].click().run()
+    button(app, "Rank").click().run()
     assert not app.exception
     ranked = app.dataframe[0].value
-    assert len(ranked) == min(200, store.dataset.n_items - 1) and ranked["probability"].is_monotonic_decreasing
+    assert len(ranked) == min(200, store.dataset.n_items - 1) and ranked["SeLLa-Rec"].is_monotonic_decreasing
     assert store.dataset.titles[2] not in set(ranked["title"])
+
+
+def test_two_systems_top_twenty_stand_side_by_side(page, store):
+    app = page("for_you")
+    next(s for s in app.selectbox if s.label == "beside").select("mf").run()
+    assert not app.dataframe  # nothing is ranked before it is asked for
+    button(app, "Rank").click().run()
+    assert not app.exception
+    left, right, whole = (d.value for d in app.dataframe)
+    assert left["SeLLa-Rec"].is_monotonic_decreasing and right["MF"].is_monotonic_decreasing
+    assert len(left) == len(right) == min(20, len(whole))
+    by_title = whole.reset_index().set_index("title")
+    for title, place in zip(right["title"], right["in the other"], strict=True):
+        assert by_title.loc[title, "place"] == place
+    both = len(set(left["title"]) & set(right["title"]))
+    assert f"**{both}** of {len(left)} titles" in words(app)
 
 
 def test_disagreements_are_sorted_and_filtered(page, store):

@@ -1,8 +1,7 @@
 """The rows on which two systems differ most: where errors are found."""
 
-import numpy as np
 import streamlit as st
-from shared import current_work, done_systems, label_of, needs, scored_rows
+from shared import centred_log_odds, current_work, done_systems, label_of, needs, scored_rows
 
 work = current_work()
 st.title("Disagreements")
@@ -17,9 +16,8 @@ second = b.selectbox("against", [s for s in systems if s != first], format_func=
 which = c.segmented_control("rows", ["all", "warm", "cold"], default="all", required=True)
 right = d.segmented_control("the first system is", ["either", "right", "wrong"], default="either", required=True)
 rows = scored_rows(work, tuple(systems))
-log_odds = {n: np.log(rows[n].clip(1e-6, 1 - 1e-6) / (1 - rows[n].clip(1e-6, 1 - 1e-6))) for n in (first, second)}
-# each system's own mean is taken out, because one may be surer of everything
-rows = rows.assign(difference=(log_odds[first] - log_odds[first].mean()) - (log_odds[second] - log_odds[second].mean()))
+log_odds = centred_log_odds(work, tuple(systems))
+rows = rows.assign(difference=log_odds[first] - log_odds[second])
 if which != "all":
     rows = rows[rows["warm"] == (which == "warm")]
 if right != "either":

@@ -1,29 +1,31 @@
-"""The catalogue in SeLLa-Rec's order for a user, real or made up."""
+"""The catalogue in one or two systems' order for a user, real or made up."""
 
-import dataclasses
-
-import numpy as np
 import pandas as pd
 import streamlit as st
-from shared import ask, current_work, needs
+from shared import current_work, done_systems, label_of, needs, rank
 
 work = current_work()
 data = work.dataset
 st.title("For you")
-needs(work, "sella")
-CHUNK = 64
+needs(work, "counting")
+TOP = 20
 
 ratings = data.part("train")["item"].value_counts()
 catalogue = data.catalogue.assign(ratings=ratings).fillna({"ratings": 0}).astype({"ratings": int})
 made_up = st.toggle("a new user, made up of liked titles", key="new")
 if made_up:
     liked = st.multiselect("titles that the new user likes", list(catalogue.index), format_func=data.titles.__getitem__)
-    user, history = 0, tuple(liked)
+    user, liked = 0, tuple(liked)
 else:
     users = sorted(work.part("test")["user"].unique())
     user = st.selectbox("user", users, format_func=lambda u: f"user {u}")
-    rows = data.interactions[(data.interactions["user"] == user) & (data.interactions["label"] == 1)]
-    history = tuple(int(i) for i in rows["item"])
+    user, liked = int(user), ()
+systems = done_systems(work)[::-1]
+a, b = st.columns(2)
+first = a.selectbox("system", systems, format_func=label_of)
+second = b.selectbox(
+    "beside", [None, *(s for s in systems if s != first)], format_func=lambda s: label_of(s) if s else "no other"
+)
 a, b, c = st.columns(3)
 genres = a.multiselect("genres", sorted({g for s in catalogue["genres"] for g in s.split("|") if g}))
 years = pd.to_numeric(catalogue["year"], errors="coerce")
@@ -36,22 +38,32 @@ chosen = catalogue[(years.isna() | years.between(*between)).to_numpy()]
 if genres:
     chosen = chosen[[bool(set(s.split("|")) & set(genres)) for s in chosen["genres"]]]
 if unseen:
-    rated = set(data.interactions.loc[data.interactions["user"] == user, "item"]) | set(history)
+    rated = set(data.interactions.loc[data.interactions["user"] == user, "item"]) | set(liked)
     chosen = chosen[~chosen.index.isin(rated)]
 chosen = chosen.nlargest(most, "ratings")
-st.caption(f"{len(chosen):,} titles to rank. The history is computed once for each {CHUNK} of them.")
+items = tuple(int(i) for i in chosen.index)
+asked = (str(work.root), work.config, first, second, user, liked, items)
+st.caption(f"{len(items):,} titles to rank, as if the user met them after everything in the data.")
 if st.button("Rank", type="primary", disabled=chosen.empty):
-    base = ask(work, "case", user, 1, history)
-    cases = [dataclasses.replace(base, item=int(i), of_item=ask(work, "counts", "item", int(i))) for i in chosen.index]
-    progress, found = st.progress(0.0, "ranking; Stop at the top right cancels"), []
-    for start in range(0, len(cases), CHUNK):
-        found.append(ask(work, "log_odds", cases[start : start + CHUNK]))
-        done = min(len(cases), start + CHUNK)
-        progress.progress(done / len(cases), f"{done} of {len(cases)}")
-    progress.empty()
-    score = 1 / (1 + np.exp(-np.concatenate(found).astype(float)))
-    ranked = chosen.assign(probability=score).sort_values("probability", ascending=False)
-    ranked = ranked[["title", "genres", "year", "ratings", "probability"]].reset_index(drop=True)
-    ranked.index += 1
-    st.dataframe(ranked, column_config={"probability": st.column_config.NumberColumn(format="%.4f")})
-    st.download_button("Download CSV", ranked.to_csv(index_label="place"), "ranking.csv", "text/csv")
+    scores = {n: rank(work, n, user, items, liked) for n in (first, second) if n}
+    st.session_state["ranking"] = (asked, scores)
+answered, scores = st.session_state.get("ranking", (None, {}))
+if answered != asked:
+    st.stop()
+
+columns = ["title", "genres", "year", "ratings"]
+ranked = chosen[columns].assign(**{label_of(n): s for n, s in scores.items()})
+places = {n: ranked[label_of(n)].rank(ascending=False, method="first").astype(int) for n in scores}
+number = {label_of(n): st.column_config.NumberColumn(format="%.4f") for n in scores}
+if second:
+    both = int(((places[first] <= TOP) & (places[second] <= TOP)).sum())
+    st.write(f"**{both}** of {min(TOP, len(items))} titles stand in the top {TOP} of both.")
+    for side, one, other in zip(st.columns(2), (first, second), (second, first), strict=True):
+        side.subheader(label_of(one))
+        top = pd.DataFrame({"title": ranked["title"], "place": places[one], "in the other": places[other]})
+        top = top.assign(**{label_of(one): ranked[label_of(one)]}).sort_values("place").head(TOP)
+        side.dataframe(top.set_index("place"), column_config=number)
+    st.subheader("All of them")
+ranked = ranked.assign(place=places[first]).sort_values("place").set_index("place")
+st.dataframe(ranked, column_config=number)
+st.download_button("Download CSV", ranked.to_csv(), "ranking.csv", "text/csv", on_click="ignore")

@@ -4,8 +4,10 @@ import dataclasses
 
 import pandas as pd
 import streamlit as st
-from shared import ask, choose_case, current_work, done_systems, label_of, needs, probability, scored_rows
+from shared import answer, ask, choose_case, current_work, done_systems, label_of, needs, probability, rank, scored_rows
 
+from sellarec import figures
+from sellarec.analysis.what_if import Case
 from sellarec.prompts import ITEM, USER, WARM
 
 work = current_work()
@@ -13,6 +15,7 @@ st.title("User and item")
 needs(work, "sella")
 case = choose_case(work)
 titles = work.dataset.titles
+title_of = titles.__getitem__
 
 systems = tuple(done_systems(work))
 rows = scored_rows(work, systems)
@@ -25,6 +28,7 @@ with left:
     st.dataframe(pd.DataFrame(history, columns=["title", "genres"]), hide_index=True, height=240)
 with right:
     st.subheader("What the systems say")
+    probabilities = st.column_config.ProgressColumn(min_value=0.0, max_value=1.0, format="%.3f")
     if len(row):
         st.write(
             "In truth the user **liked** it." if row["label"].iloc[0] else "In truth the user **did not like** it."
@@ -38,50 +42,63 @@ with right:
             }
             for n in systems
         ]
-        shown = {"probability": st.column_config.ProgressColumn(min_value=0.0, max_value=1.0, format="%.3f")}
-        st.dataframe(pd.DataFrame(said), hide_index=True, column_config=shown)
+        st.dataframe(pd.DataFrame(said), hide_index=True, column_config={"probability": probabilities})
         st.caption("Place: among this user's scored test rows, best first.")
     else:
-        st.write("The user never rated this item in the scored test rows; only SeLLa-Rec, below, answers live.")
+        st.write("This pair is not among the scored test rows. SeLLa-Rec answers below.")
+        if st.button("Ask every system", help="as if the user met the item after everything in the data"):
+            said = [{"system": label_of(n), "probability": rank(work, n, user, (case.item,), ())[0]} for n in systems]
+            st.dataframe(pd.DataFrame(said), hide_index=True, column_config={"probability": probabilities})
+
+
+@st.fragment
+def what_if() -> None:
+    """A fragment: a change in it runs nothing else again."""
+    changed = edited(case)
+    (before, looked), (after, looks) = answer(work, case), answer(work, changed)
+    x, y = st.columns(2)
+    x.metric("probability as it is", f"{probability(before):.4f}")
+    y.metric(
+        "probability after the changes",
+        f"{probability(after):.4f}",
+        delta=f"{after - before:+.4f} log-odds" if changed != case else None,
+    )
+    st.caption(
+        f"The prompt lists the last {work.config.prompt.history} liked titles. "
+        "Made-up rows are scored and never stored."
+    )
+    shares = {"as it is": looked} | ({"after the changes": looks} if changed != case else {})
+    st.plotly_chart(figures.attention_shares_figure(shares), theme=None, key="shares")
+    with st.expander("The prompt"):
+        st.code(ask(work, "prompt", changed).text, language=None, wrap_lines=True)
+
+
+def edited(case: Case) -> Case:
+    """The case with the changes that the widgets name."""
+    names = {"user": USER, "item": ITEM, "warm": WARM}
+    a, b, c = st.columns(3)
+    default = [n for n, t in names.items() if t in case.tokens]
+    shown = a.pills("soft tokens", list(names), selection_mode="multi", default=default)
+    removed = b.multiselect("take titles out of the history", sorted(set(case.history)), format_func=title_of)
+    added = c.multiselect("add liked titles, the latest", range(1, len(titles)), format_func=title_of)
+    d, e, f = st.columns(3)
+    choices = [None, *range(1, len(titles))]
+    target = d.selectbox("another target", choices, format_func=lambda i: titles[i] if i else "no change")
+    item_token = e.selectbox("make the item token of", choices, format_func=lambda i: titles[i] if i else "the target")
+    user_token = int(f.number_input("make the user token of user (0: the own user)", 0, work.dataset.n_users, 0))
+
+    history = (*(i for i in case.history if i not in removed), *added)
+    case = dataclasses.replace(case, history=history, tokens=tuple(t for n, t in names.items() if n in shown))
+    if target:
+        case = dataclasses.replace(case, item=target, of_item=ask(work, "counts", "item", target))
+    if item_token:
+        of_item = ask(work, "counts", "item", item_token)
+        case = dataclasses.replace(case, item_token=item_token, of_item_token=of_item)
+    if user_token:
+        of_user = ask(work, "counts", "user", user_token)
+        case = dataclasses.replace(case, user_token=user_token if of_user[0] else 0, of_user_token=of_user)
+    return case
+
 
 st.subheader("What if?")
-listed = work.config.prompt.history
-names = {"user": USER, "item": ITEM, "warm": WARM}
-a, b, c = st.columns(3)
-shown = a.pills(
-    "soft tokens", list(names), selection_mode="multi", default=[n for n, t in names.items() if t in case.tokens]
-)
-removed = b.multiselect("take titles out of the history", sorted(set(case.history)), format_func=titles.__getitem__)
-added = c.multiselect("add liked titles, the latest", range(1, len(titles)), format_func=titles.__getitem__)
-d, e, f = st.columns(3)
-target = d.selectbox(
-    "another target", [None, *range(1, len(titles))], format_func=lambda i: titles[i] if i else "no change"
-)
-item_token = e.selectbox(
-    "make the item token of", [None, *range(1, len(titles))], format_func=lambda i: titles[i] if i else "the target"
-)
-user_token = f.number_input("make the user token of user (0: the own user)", 0, work.dataset.n_users, 0)
-
-history = (*(i for i in case.history if i not in removed), *added)
-changed = dataclasses.replace(case, history=history, tokens=tuple(t for n, t in names.items() if n in shown))
-if target:
-    of_item = ask(work, "counts", "item", target)
-    changed = dataclasses.replace(changed, item=target, of_item=of_item)
-if item_token:
-    of_item = ask(work, "counts", "item", item_token)
-    changed = dataclasses.replace(changed, item_token=item_token, of_item_token=of_item)
-if user_token:
-    of_user = ask(work, "counts", "user", int(user_token))
-    changed = dataclasses.replace(changed, user_token=int(user_token) if of_user[0] else 0, of_user_token=of_user)
-before, after = ask(work, "log_odds", [case, changed])
-st.session_state["case"] = changed
-x, y = st.columns(2)
-x.metric("probability as it is", f"{probability(before):.4f}")
-y.metric(
-    "probability after the changes",
-    f"{probability(after):.4f}",
-    delta=f"{after - before:+.4f} log-odds" if changed != case else None,
-)
-st.caption(f"The prompt lists the last {listed} liked titles. Made-up rows are scored and never stored.")
-with st.expander("The prompt"):
-    st.code(ask(work, "prompt", changed).text, language=None, wrap_lines=True)
+what_if()

@@ -1,7 +1,12 @@
 """Plotly figures from tables and runs. One pure function a figure; one visual style; nothing is computed here."""
 
 from sellarec.figures.alignment import cosine_figure, map_figure
-from sellarec.figures.attention import attention_layers_figure, attention_map_figure, effects_figure
+from sellarec.figures.attention import (
+    attention_layers_figure,
+    attention_map_figure,
+    attention_shares_figure,
+    effects_figure,
+)
 from sellarec.figures.data import history_figure, timeline_figure, warm_cold_figure
 from sellarec.figures.results import (
     difference_figure,
@@ -16,6 +21,7 @@ from sellarec.figures.style import export_figure
 __all__ = [
     "attention_layers_figure",
     "attention_map_figure",
+    "attention_shares_figure",
     "cosine_figure",
     "difference_figure",
     "effects_figure",

@@ -42,6 +42,30 @@ def attention_layers_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
     return titled(figure, "Where the answer looks", note)
 
 
+def attention_shares_figure(shares: dict[str, dict[str, float]], note: str = "") -> go.Figure:
+    """Attention from the answer to each segment, averaged over layers, for some prompts side by side.
+
+    Args:
+        shares: Share by segment, by the prompt's name; the first prompt is drawn paler, the others are seen against it.
+    """
+    segments = list(dict.fromkeys(s for of_one in shares.values() for s in of_one))
+    figure = go.Figure()
+    for n, (name, of_one) in enumerate(shares.items()):
+        figure.add_bar(
+            x=[of_one.get(s, 0.0) for s in segments],
+            y=[s.strip("<>") for s in segments],
+            orientation="h",
+            name=name,
+            marker_color="#BBBBBB" if n == 0 and len(shares) > 1 else "#D55E00",
+            hovertemplate="%{y}: %{x:.1%}<extra>%{fullData.name}</extra>",
+        )
+    figure.update_layout(**LAYOUT, barmode="group", height=170 + 40 * len(segments), xaxis_title="share of attention")
+    figure.update_layout(legend={"orientation": "h", "y": -0.25, "traceorder": "normal"})
+    figure.update_xaxes(tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return titled(figure, "Where the answer looks, mean over layers", note)
+
+
 def attention_map_figure(
     tokens: list[str], segments: list[str], weights: dict[str, np.ndarray], note: str = ""
 ) -> go.Figure:

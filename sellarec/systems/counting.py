@@ -34,7 +34,7 @@ def fit(work: Workspace, run: Run) -> None:
 def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     """Half the sum of the two means: a number in [0, 1] that ranks as the sum does."""
     means, part = run.tensors("means"), work.dataset.interactions.iloc[rows]
-    return (means["item"][part["item"]] + means["user"][part["user"]]) / 2
+    return ((means["item"][part["item"]] + means["user"][part["user"]]) / 2).astype(np.float32)
 
 
 SYSTEM = System("counting", "Counting (item + user mean)", lambda config: {}, fit, score, uses_seed=False)
