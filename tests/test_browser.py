@@ -25,7 +25,7 @@ SECONDS = 120
 
 @pytest.fixture(scope="module")
 def served(planted_table, llama, tmp_path_factory):
-    """The app over small runs, served as `sellarec app` does: its address, a row that it can show, and its title."""
+    """The app over small runs, served as `sellarec app` does: its address, and the workspace that it shows."""
     from sellarec.config import make_config
 
     runs = tmp_path_factory.mktemp("runs")
@@ -42,8 +42,7 @@ def served(planted_table, llama, tmp_path_factory):
     server = subprocess.Popen([sys.executable, "-m", "sellarec.cli", *words])
     try:
         _wait_for(port)
-        row = work.part("test").iloc[-1]
-        yield f"http://localhost:{port}", row, work.dataset.titles[row["item"]]
+        yield f"http://localhost:{port}", work
     finally:
         server.terminate()
         server.wait()
@@ -89,11 +88,33 @@ def test_a_visitor_changes_a_row_sees_the_number_move_and_asks_why(served, tab):
 
 
 def test_a_page_is_reached_by_its_url_with_its_row(served, tab):
-    address, row, title = served
+    address, work = served
+    row = work.part("test").iloc[-1]
     tab.goto(f"{address}/user_item?user={row['user']}&item={row['item']}")
     sync_api.expect(tab.get_by_test_id("stMetricValue")).to_have_count(2)
     sync_api.expect(tab.get_by_label("user", exact=True)).to_have_value(re.compile(f"user {row['user']}, "))
-    sync_api.expect(tab.get_by_label(re.compile("^item: "))).to_have_value(title)
+    sync_api.expect(tab.get_by_label(re.compile("^item: "))).to_have_value(work.dataset.titles[row["item"]])
+
+
+def test_ten_sessions_at_once_keep_their_own_rows_and_changes(served, tab):
+    address, work = served
+    rows = work.part("test").assign(score=work.test_scores("sella")).drop_duplicates("user").head(10)
+    sessions = []
+    for row in rows.itertuples():
+        page = tab.context.browser.new_context().new_page()
+        page.set_default_timeout(SECONDS * 1000)
+        page.goto(f"{address}/user_item?user={row.user}&item={row.item}", wait_until="commit")
+        sessions.append((page, row))
+    for page, row in sessions:
+        sync_api.expect(page.get_by_test_id("stMetricValue").first).to_have_text(f"{row.score:.4f}")
+    for page, _ in sessions[::2]:  # one after the other, without waiting for answers
+        page.get_by_role("button", name="user", exact=True).click()
+    for n, (page, row) in enumerate(sessions):
+        sync_api.expect(page.get_by_test_id("stMetricDelta")).to_have_count((n + 1) % 2)
+        sync_api.expect(page.get_by_test_id("stMetricValue").first).to_have_text(f"{row.score:.4f}")
+        sync_api.expect(page.get_by_label("user", exact=True)).to_have_value(re.compile(f"user {row.user}, "))
+        assert page.get_by_test_id("stException").count() == 0
+        page.context.close()
 
 
 def test_it_listens_on_localhost_only(served):
