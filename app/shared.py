@@ -82,7 +82,13 @@ def needs(work: Workspace, *names: str) -> None:
     if missing:
         config = work.config
         st.info(f"Not in the run store yet: {', '.join(find_system(n).label for n in missing)}.")
-        st.write("The app shows runs and never trains. Compute them with")
+        for name in dict.fromkeys(b for n in missing for b in work.begun(n)):
+            reason = work.failure(name)
+            st.warning(
+                f"{label_of(name)} was begun and is not finished"
+                + (f"; its last try failed: {reason}" if reason else ": it is being computed, or was interrupted.")
+            )
+        st.write("The app shows runs and never trains. This command computes them, and goes on from what was begun:")
         st.code(
             f"sellarec run {missing[-1]} --dataset {config.dataset} --backbone {config.backbone} --seed {config.seed}"
         )

@@ -141,6 +141,11 @@ def last_failure(root: Path, key: RunKey) -> str | None:
     return path.read_text() if path.is_file() else None
 
 
+def is_begun(root: Path, key: RunKey) -> bool:
+    """Whether a run is being computed, or was interrupted; computing it again goes on from there."""
+    return _work_folder(root, key).is_dir()
+
+
 def _work_folder(root: Path, key: RunKey) -> Path:
     folder = key.folder(root)
     return folder.with_name(f".work-{folder.name}")

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from sellarec.analysis import alignment
+from sellarec.config import make_config
+from sellarec.systems.base import Workspace
 from tests.conftest import SMALL
 
 APP = Path(__file__).resolve().parents[1] / "app"
@@ -28,10 +31,11 @@ def store(small_workspace):
 def page(store, monkeypatch):
     """Opens a page by name, with query parameters, over the small runs or another store."""
 
-    def open_page(name="overview", runs=None, **query):
-        config = store.config
+    def open_page(name="overview", runs=None, work=None, **query):
+        config = (work or store).config
         given = {"dataset": config.dataset, "backbone": config.backbone, "profile": "smoke", "seed": 0}
-        given |= {"changes": SMALL, "runs": str(runs or store.root)}
+        changes = SMALL | {"evaluation.test_rows": config.evaluation.test_rows}
+        given |= {"changes": changes, "runs": str(runs or (work or store).root)}
         monkeypatch.setattr(sys, "argv", ["main.py", json.dumps(given)])
         monkeypatch.syspath_prepend(str(APP))
         app = AppTest.from_file(str(APP / "main.py"), default_timeout=120)
@@ -177,6 +181,54 @@ def test_a_damaged_run_is_named_and_the_other_pages_stand(page, store, tmp_path)
     app = page("overview", runs=tmp_path / "runs")
     assert not app.exception and "was changed or added" in words(app) and "scores.parquet" in words(app)
     assert not page("user_item", runs=store.root).error
+
+
+def test_a_run_that_was_begun_shows_as_such(page, store, tmp_path):
+    import shutil
+
+    shutil.copytree(store.root, tmp_path / "runs")
+    folder = tmp_path / "runs" / store.run("sella").folder.relative_to(store.root)
+    work = folder.rename(folder.with_name(f".work-{folder.name}"))
+    assert "SeLLa-Rec was begun and is not finished: it is being computed" in words(page("why", tmp_path / "runs"))
+    (work / "failure.txt").write_text("the disk is full")
+    assert "its last try failed: the disk is full" in words(page("why", tmp_path / "runs"))
+
+
+def test_a_missing_backbone_is_named_with_what_to_do(page, store, tmp_path):
+    """The runs are there, but the folder of the model that they need is not."""
+    import shutil
+
+    folder = Path(store.config.backbone)
+    kept = shutil.move(folder, tmp_path / "elsewhere")
+    st.cache_resource.clear()
+    st.cache_data.clear()
+    try:
+        app = page("user_item")
+    finally:
+        shutil.move(kept, folder)
+    assert not app.exception and str(folder.name) in words(app) and app.error
+
+
+def test_a_history_may_be_empty_or_hold_500_titles(page, tmp_path, llama):
+    """A user without a past, and one with more likes than any prompt can list."""
+    days = pd.Timestamp("2001-01-01").timestamp() + 86400 * np.arange(1100)
+    table = pd.DataFrame({"user": np.arange(1100) % 2, "item": np.arange(1100) // 2, "timestamp": days.astype(int)})
+    table["rating"] = np.where((table["user"] == 1) | (table["item"] % 7 == 0), 5, 2)
+    late = pd.DataFrame({"user": 2, "item": range(8), "timestamp": int(days[-1]) + np.arange(8), "rating": [2, 5] * 4})
+    table = pd.concat([table, late]).assign(title=lambda t: "Film " + t["item"].astype(str), genres="Drama")
+    table.to_csv(tmp_path / "many.csv", index=False)
+    changes = SMALL | {"evaluation.test_rows": None}
+    work = Workspace(
+        make_config("smoke", str(tmp_path / "many.csv"), backbone=str(llama), **changes), tmp_path / "runs"
+    )
+    work.run("sella")
+    rows = work.part("test")
+    lengths = work.dataset.history_lengths(rows.index.to_numpy())
+    assert lengths.min() == 0 and lengths.max() > 500
+    for row in (rows.iloc[lengths.argmin()], rows.iloc[lengths.argmax()]):
+        for name in ("user_item", "why"):
+            app = page(name, work=work, user=row["user"], item=row["item"])
+            assert not app.exception and not app.error and not app.warning
 
 
 def test_titles_stand_only_where_text_is_shown_as_text(page, store):

@@ -19,7 +19,7 @@ from sellarec.data.dataset import Dataset, sample_rows, sample_users
 from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
 from sellarec.evaluation import metrics
-from sellarec.runs import Run, RunKey, ensure_run, last_failure
+from sellarec.runs import Run, RunKey, ensure_run, is_begun, last_failure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,13 +173,26 @@ class Workspace:
 
     def failure(self, name: str) -> str | None:
         """Why the last try to compute a system failed; None if it did not, or what it needs is missing."""
+        key = self._key_if_ready(name)
+        return last_failure(self.root, key) if key else None
+
+    def begun(self, name: str) -> list[str]:
+        """Of a missing system and all that it needs, the ones whose computation was begun and is not finished."""
         from sellarec.systems.registry import find_system
 
         system = find_system(name)
         place = self.variant(system.changes)
-        if not all(place.is_done(n) for n in system.needs):
-            return None
-        return last_failure(self.root, place._key(system))
+        found = [n for need in system.needs for n in place.begun(need)]
+        key = self._key_if_ready(name)
+        return [*dict.fromkeys(found), *([name] if key and is_begun(self.root, key) else [])]
+
+    def _key_if_ready(self, name: str) -> RunKey | None:
+        """A system's key; None if a run that it grows from is missing."""
+        from sellarec.systems.registry import find_system
+
+        system = find_system(name)
+        place = self.variant(system.changes)
+        return place._key(system) if all(place.is_done(n) for n in system.needs) else None
 
     def _compute(self, system: System, run: Run) -> None:
         print(f"[{self.dataset.name}] {system.label}", flush=True)
