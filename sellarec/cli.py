@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sellarec.config import PROFILES, Config, make_config
-from sellarec.data import sources
+from sellarec.data import amazon_book, sources
+from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError, nearest
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ def _fetch(argv: list[str]) -> None:
         from sellarec.backbone.loading import convert_gguf
 
         folder = convert_gguf(folder / sources.MODELS[options.name].gguf)
+    if options.name == "amazon-book":
+        amazon_book.compare(open_dataset(options.name, make_config(dataset=options.name).data))
     print(f"{options.name} is in {folder}")
 
 

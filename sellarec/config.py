@@ -170,7 +170,7 @@ class Config:
     """All settings of one run."""
 
     dataset: str = "ml-100k"
-    """A registered dataset (ml-100k, ml-1m), or the path of an own parquet or CSV table."""
+    """A registered dataset (ml-100k, ml-1m, amazon-book), or the path of an own parquet or CSV table."""
     backbone: str = "smollm2-135m"
     """A registered backbone, a folder, a .gguf file, or a Hugging Face hub id."""
     seed: int = 0
@@ -234,12 +234,21 @@ PROFILES: dict[str, dict[str, Any]] = {
 """Changes to the defaults: `smoke` proves the plumbing, `quick` is for a laptop CPU, `full` is the paper's scale;
 where we leave the paper in kind, the README names the switches back."""
 
+EVERY_PROFILE_ON: dict[str, dict[str, Any]] = {"amazon-book": {"data.like_above": 4.0}}
+"""What every profile sets further, by dataset."""
+
 QUICK_ON: dict[str, dict[str, Any]] = {
     "ml-100k": {"evaluation.test_rows": 2000, "evaluation.valid_rows": 300},
     "ml-1m": {
         "stage1.rows": 24000,
         "stage1.evaluations": 4,
         "stage3.rows": 8000,
+        "evaluation.valid_rows": 1000,
+    },
+    "amazon-book": {
+        "stage1.rows": 8000,
+        "stage3.rows": 8000,
+        "evaluation.test_rows": 4000,
         "evaluation.valid_rows": 1000,
     },
 }
@@ -257,7 +266,7 @@ def make_config(profile: str = "quick", dataset: str = "ml-100k", **changes: Any
     """
     if profile not in PROFILES:
         raise SellarecError(f"profile '{profile}' is not known. {nearest(profile, PROFILES)}")
-    merged = {"dataset": dataset, **PROFILES[profile]}
+    merged = {"dataset": dataset, **PROFILES[profile], **EVERY_PROFILE_ON.get(dataset, {})}
     if profile == "quick":
         merged |= QUICK_ON.get(dataset, {})
     return change_config(Config(), merged | changes)

@@ -39,6 +39,7 @@ def test_ranges_admit_newer_releases():
     [
         ("sellarec.data.open", "torch"),
         ("sellarec.data.open", "transformers"),
+        ("sellarec.data.open", "duckdb"),
         ("sellarec.evaluation", "torch"),
         ("sellarec.prompts", "torch"),
         ("sellarec.figures", "torch"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from sellarec.data import readers, sources
+from sellarec.data import amazon_book, readers, sources
 from sellarec.data.dataset import Dataset
 from sellarec.data.protocol import build_dataset, cut_by_month, cut_by_span
 from sellarec.errors import SellarecError, nearest
@@ -21,7 +21,7 @@ class DataConfig:
     test_from: float = 0.85
     """Share of the calendar span at which test begins."""
     like_above: float = 3.0
-    """A rating strictly above this is a like."""
+    """A rating strictly above this is a like (Amazon-Book: 4)."""
     strict_history: bool = False
     """Leave likes of the same second out of a history."""
 
@@ -33,13 +33,16 @@ def open_dataset(name: str, config: DataConfig = DataConfig()) -> Dataset:
     Raises:
         SellarecError: neither a registered name nor an existing file, or something is wrong with the files.
     """
-    cut = cut_by_span(config.valid_from, config.test_from)
+    cut, domain = cut_by_span(config.valid_from, config.test_from), "movie"
     if name == "ml-1m":
         tables = readers.read_ml_1m(sources.fetch(name))
         # Twenty months, June 2001 to January 2003, cut as CoLLM does.
         cut = cut_by_month(("2001-06-01", "2002-04-01", "2002-09-01"), end="2003-02-01")
     elif name == "ml-100k":
         tables = readers.read_ml_100k(sources.fetch(name))
+    elif name == "amazon-book":
+        tables = amazon_book.read(sources.fetch(name))
+        cut, domain = amazon_book.cut(), "book"
     elif Path(name).suffix in (".parquet", ".csv") and Path(name).is_file():
         tables = readers.read_table(Path(name))
     else:
@@ -53,4 +56,5 @@ def open_dataset(name: str, config: DataConfig = DataConfig()) -> Dataset:
         cut,
         like_above=config.like_above,
         strict_history=config.strict_history,
+        domain=domain,
     )

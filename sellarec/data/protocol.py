@@ -43,6 +43,21 @@ def cut_by_span(valid_from: float, test_from: float) -> Cut:
     return cut
 
 
+def cut_last_month_in_half(start: str, held_out: str, end: str) -> Cut:
+    """Cut at dates (UTC) and by count: before `held_out` train; from it to `end`, in order of time, half valid, half
+    test. Rows of the same second go in the order in which they come; of an odd number, test has one more."""
+    first, middle, last = (int(np.datetime64(d, "s").astype("int64")) for d in (start, held_out, end))
+
+    def cut(timestamp: np.ndarray) -> np.ndarray:
+        code = np.where((timestamp >= first) & (timestamp < middle), 0, -1)
+        late = np.flatnonzero((timestamp >= middle) & (timestamp < last))
+        late = late[np.argsort(timestamp[late], kind="stable")]
+        code[late[: len(late) // 2]], code[late[len(late) // 2 :]] = 1, 2
+        return code
+
+    return cut
+
+
 def build_dataset(
     name: str,
     tables: Tables,

