@@ -10,7 +10,15 @@ import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 SHARED_ML_1M = Path(__file__).resolve().parents[2] / "shared" / "data" / "ml-1m"
 
@@ -85,21 +93,23 @@ def _tiny(kind: str, vocabulary: int):
     torch.manual_seed(0)
     if kind == "llama":
         return LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
+    if kind == "gemma3":
+        return Gemma3ForCausalLM(Gemma3TextConfig(**shape, head_dim=8, sliding_window=512))
     return Qwen2ForCausalLM(Qwen2Config(**shape))
 
 
 @pytest.fixture(scope="session", params=["llama", "qwen2"])
 def backbone(request, tmp_path_factory, tokenizer):
     """A folder with a random two-layer model of each family."""
-    return _save_backbone(tmp_path_factory, request.param, tokenizer)
+    return save_backbone(tmp_path_factory, request.param, tokenizer)
 
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory, tokenizer):
-    return _save_backbone(tmp_path_factory, "llama", tokenizer)
+    return save_backbone(tmp_path_factory, "llama", tokenizer)
 
 
-def _save_backbone(tmp_path_factory, kind, tokenizer):
+def save_backbone(tmp_path_factory, kind, tokenizer):
     folder = tmp_path_factory.mktemp(kind)
     _tiny(kind, len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -24,6 +24,13 @@ from sellarec.backbone.loading import choose_placement
 from sellarec.backbone.lora import LoraSettings, add_lora, merge_lora, save_lora
 from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, Prompt
+from tests.conftest import save_backbone
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "gemma3"])
+def backbone(request, tmp_path_factory, tokenizer):
+    """One family more than elsewhere: Gemma scales its embeddings, and every other layer's attention slides."""
+    return save_backbone(tmp_path_factory, request.param, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +166,16 @@ def test_soft_tokens_sit_on_reserved_ids_that_no_text_uses(lm):
     assert {lm.tokenizer.decode([i]) for i in lm.soft_ids.values()} == {"<spare_1>", "<spare_2>", "<spare_3>"}
     with pytest.raises(SellarecError, match="has 3 reserved vocabulary ids and the soft tokens need 4"):
         reserved_token_ids(lm.model, lm.tokenizer, 4)
+
+
+def test_the_norm_of_a_token_is_that_of_what_the_first_layer_reads(lm):
+    looked_up = lm.embedding(torch.arange(50, 60)).norm(dim=1)
+    assert looked_up.min() < lm.token_norm() < looked_up.max()
+
+
+def test_prompts_stay_within_the_window_of_sliding_attention(lm):
+    slides = lm.model.config.model_type.startswith("gemma3")
+    assert lm.max_tokens == (512 if slides else 1024)
 
 
 def test_long_prompts_lose_their_oldest_text_and_keep_the_soft_tokens(lm, rows):

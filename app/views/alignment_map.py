@@ -12,7 +12,7 @@ from sellarec.errors import SellarecError
 work = current_work()
 st.title("Alignment map")
 needs(work, "sella_collab")
-clouds = alignment.after_stage_2(work)
+clouds = alignment.after_stage_2(work, most=work.dataset.n_items)
 titles = work.dataset.titles
 item = st.selectbox("where is …?", list(clouds.items), format_func=titles.__getitem__, key="item_on_map")
 at = int(np.flatnonzero(clouds.items == item)[0])
@@ -36,6 +36,8 @@ except SellarecError:
     st.info("The t-SNE is not in the run store yet. The report computes it: sellarec report")
     st.stop()
 figure = figures.map_figure(points)
+if item not in set(points["item"]):
+    st.caption(f"This title is not among the {points['item'].nunique():,} that were drawn for the map.")
 for n, condition in enumerate(points["condition"].unique(), start=1):
     here = points[(points["item"] == item) & (points["condition"] == condition)]
     ring = {"size": 18, "symbol": "circle-open", "line": {"width": 3}, "color": "#000000"}

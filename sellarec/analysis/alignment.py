@@ -23,13 +23,16 @@ WITHOUT = {"stage2.alignment": 0.0}
 
 NEIGHBOURS = 10
 
+MOST_ITEMS = 5000
+"""Of a larger catalogue so many items are drawn: all pairs of them are compared, and a map shows no more."""
+
 
 @dataclass(frozen=True)
 class Clouds:
     """Two or three vectors of each of n items, float32.
 
     Attributes:
-        items: Ids, (n,): those of stage 2's training rows.
+        items: Ids, (n,): those of stage 2's training rows, or `MOST_ITEMS` of them drawn at random.
         projected: Collaborative vectors in the language model's space, (n, d_L).
         semantic: Semantic vectors as trained so far, (n, d_L).
         distilled: Semantic vectors as the language model gave them, (n, d_L).
@@ -54,10 +57,10 @@ class Clouds:
         return {name: (projected * target).sum(axis=1) for name, target in targets.items()}
 
 
-def after_stage_2(work: Workspace) -> Clouds:
-    """What stage 2 leaves; without contrastive learning its projection is as it was drawn."""
+def after_stage_2(work: Workspace, most: int = MOST_ITEMS) -> Clouds:
+    """What stage 2 leaves, of at most so many items; without contrastive learning its projection is as it was drawn."""
     mf, projection, semantic = aligned_parts(work)
-    return _clouds(work, mf, projection, semantic)
+    return _clouds(work, mf, projection, semantic, most)
 
 
 def after_stage_3(work: Workspace, system: str = "sella") -> Clouds:
@@ -164,8 +167,16 @@ MAP = System(
 )
 
 
-def _clouds(work: Workspace, mf: torch.nn.Module, projection: torch.nn.Module, semantic: torch.nn.Embedding) -> Clouds:
+def _clouds(
+    work: Workspace,
+    mf: torch.nn.Module,
+    projection: torch.nn.Module,
+    semantic: torch.nn.Embedding,
+    most: int = MOST_ITEMS,
+) -> Clouds:
     _, items = distinct_ids(stage2_rows(work))
+    if len(items) > most:
+        items = items[np.sort(np.random.default_rng(0).choice(len(items), most, replace=False))]
     distilled = work.run("semantic").tensors("semantic")["semantic"]
     with torch.inference_mode():
         projected = projection(mf.item_features(items.to(semantic.weight.device))).cpu().numpy()

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+MAX_TOKENS = 1024
+
+
 @dataclass(frozen=True)
 class TokenRow:
     """One prompt as token ids; `prefix` is the part that other rows may share."""
@@ -44,7 +47,7 @@ class LanguageModel:
     placement: Placement
     answer_ids: tuple[int, int]
     soft_ids: dict[str, int]
-    max_tokens: int = 1024
+    max_tokens: int = MAX_TOKENS
     mixed: bool = False
 
     @property
@@ -63,7 +66,9 @@ class LanguageModel:
 
     def token_norm(self) -> float:
         """Mean norm of the token embeddings: the scale that the first layer is used to."""
-        return self.embedding.weight.detach().float().norm(dim=1).mean().item()
+        ids = torch.arange(self.embedding.num_embeddings, device=self.placement.device)
+        with torch.inference_mode():  # not the weight itself: some families scale what they look up
+            return self.embedding(ids).float().norm(dim=1).mean().item()
 
     def tokenize(self, prompt: Prompt, soft_tokens: tuple[str, ...] = (), times: int = 1) -> TokenRow:
         """Token ids of a prompt, cut to `max_tokens` from the front of the prefix.
@@ -137,7 +142,14 @@ def wrap_language_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, pl
         placement,
         answer_ids=answer_token_ids(tokenizer),
         soft_ids=dict(zip(SOFT_TOKENS, reserved_token_ids(model, tokenizer, len(SOFT_TOKENS)), strict=True)),
+        max_tokens=min(MAX_TOKENS, _window(model.config)),
     )
+
+
+def _window(config: object) -> int:
+    """Tokens within which sliding attention is full attention; beyond it padding before a token would count."""
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    return config.sliding_window if slides else MAX_TOKENS
 
 
 def answer_token_ids(tokenizer: PreTrainedTokenizerBase, cue: str = "Answer:") -> tuple[int, int]:

