@@ -28,6 +28,7 @@ USAGE = """usage: sellarec COMMAND [--help]
   run TABLE        all systems of table3 or of table5, the ablations
   report           execute all notebooks and write reports/<run>/index.html
   app              explore predictions and attention in the browser, on localhost; shows runs, never trains
+  plan             memory, tokens, operations and time of a run, before it runs; refuses what cannot fit
   doctor           versions, CPU features, chosen number format, what is fetched and what is missing
   profile NAME     print a profile's settings: {profiles}
 """
@@ -57,6 +58,21 @@ class RunCommand:
     """Of a table, compute the systems without a language model for so many seeds, counted from `seed`."""
     runs: Path = Path("runs")
     """The run store."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanCommand:
+    """Say what SeLLa-Rec will need under these settings, on this machine or another; refuse what cannot fit."""
+
+    profile: str = "quick"
+    """smoke, quick or full: the defaults of the settings below."""
+    device: str | None = None
+    """cpu or cuda, to plan for another machine; its `memory` and `tflops` must be named too."""
+    memory: float | None = None
+    """GiB that are free there; None asks this machine."""
+    tflops: float | None = None
+    """Its rate for large matrix products in the working number format; None measures this machine."""
     config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
 
 
@@ -105,7 +121,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
-    commands = {"fetch": _fetch, "run": _run, "report": _report, "app": _app, "doctor": _doctor, "profile": _profile}
+    commands = {"fetch": _fetch, "run": _run, "report": _report, "app": _app, "plan": _plan, "doctor": _doctor}
+    commands["profile"] = _profile
     if not argv or argv[0] in ("-h", "--help"):
         from sellarec.systems.registry import SYSTEMS
 
@@ -204,6 +221,19 @@ def _report(argv: list[str]) -> None:
     make_report(
         config.dataset, named["backbone"], options.profile, named["seed"], changes, options.runs, options.reports
     )
+
+
+def _plan(argv: list[str]) -> None:
+    options = _parse(PlanCommand, argv, "sellarec plan")
+    from sellarec import plan
+    from sellarec.systems.base import Workspace
+
+    work = Workspace(options.config, computes=False)
+    machine = plan.machine(options.config.dtype, options.device, options.memory, options.tflops)
+    found = plan.make_plan(work, machine)
+    print(plan.described(found, options.config.backbone))
+    if not found.fits:
+        raise plan.refusal(found, plan.what_would_fit(work, machine))
 
 
 def _doctor(argv: list[str]) -> None:

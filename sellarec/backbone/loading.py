@@ -20,7 +20,7 @@ from sellarec.data import sources
 from sellarec.errors import SellarecError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -77,12 +77,31 @@ def load_backbone(name: str, placement: Placement) -> tuple[PreTrainedModel, Pre
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError) as error:
-        raise SellarecError(
-            f"backbone '{name}' cannot be loaded: {str(error).splitlines()[0]} "
-            f"Name a folder, a .gguf file, a hub id you can reach, or one of: {', '.join(sources.MODELS)}."
-        ) from error
+        raise _not_loadable(name, error) from error
     model.requires_grad_(False)
     return model.to(placement.device).eval(), tokenizer
+
+
+def load_shape(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer, without weights.
+
+    Raises:
+        SellarecError: as `load_backbone`.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = _resolve(name)
+    try:
+        return AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(name, error) from error
+
+
+def _not_loadable(name: str, error: Exception) -> SellarecError:
+    return SellarecError(
+        f"backbone '{name}' cannot be loaded: {str(error).splitlines()[0]} "
+        f"Name a folder, a .gguf file, a hub id you can reach, or one of: {', '.join(sources.MODELS)}."
+    )
 
 
 def _resolve(name: str) -> str:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from sellarec.backbone.language_model import LanguageModel
 from sellarec.errors import SellarecError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,21 @@ class LoraSettings:
     """Dropout before the adapter."""
     targets: str = "all-linear"
     """Comma-separated linear modules, or "all-linear". CoLLM adapts q_proj,v_proj; SeLLa-Rec's code adapts all."""
+    checkpointing: bool = False
+    """Compute a layer's activations again in the backward pass instead of keeping them: less memory, a third slower."""
+
+
+def lora_config(settings: LoraSettings) -> LoraConfig:
+    """The same settings as peft knows them."""
+    from peft import LoraConfig  # late, see loading.py
+
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.targets if settings.targets == "all-linear" else settings.targets.split(","),
+        task_type="CAUSAL_LM",
+    )
 
 
 def add_lora(lm: LanguageModel, settings: LoraSettings, seed: int) -> LanguageModel:
@@ -30,30 +49,28 @@ def add_lora(lm: LanguageModel, settings: LoraSettings, seed: int) -> LanguageMo
 
     The base is cast to the working dtype; adapter weights stay float32, so that small updates are not lost.
     """
-    from peft import LoraConfig, get_peft_model  # late, see loading.py
+    from peft import get_peft_model
 
     torch.manual_seed(seed)
-    targets = settings.targets if settings.targets == "all-linear" else settings.targets.split(",")
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
     try:
-        adapted = get_peft_model(lm.model.to(lm.placement.dtype), config)
-        return lm.with_model(adapted, mixed=lm.placement.dtype != torch.float32)
+        adapted = get_peft_model(lm.model.to(lm.placement.dtype), lora_config(settings))
     except ValueError as error:
         raise SellarecError(f"lora.targets '{settings.targets}' does not fit this backbone: {error}") from error
+    return _trainable(lm, adapted, settings.checkpointing)
 
 
-def resume_lora(lm: LanguageModel, folder: Path) -> LanguageModel:
+def _trainable(lm: LanguageModel, adapted: PeftModel, checkpointing: bool) -> LanguageModel:
+    if checkpointing:
+        adapted.gradient_checkpointing_enable({"use_reentrant": False})  # only this kind lets gradients reach adapters
+    return lm.with_model(adapted, mixed=lm.placement.dtype != torch.float32)
+
+
+def resume_lora(lm: LanguageModel, folder: Path, *, checkpointing: bool = False) -> LanguageModel:
     """The language model with a saved adapter that is trained further; otherwise as `add_lora`."""
     from peft import PeftModel
 
     adapted = PeftModel.from_pretrained(lm.model.to(lm.placement.dtype), folder, is_trainable=True)
-    return lm.with_model(adapted, mixed=lm.placement.dtype != torch.float32)
+    return _trainable(lm, adapted, checkpointing)
 
 
 def save_lora(lm: LanguageModel, folder: Path) -> None:

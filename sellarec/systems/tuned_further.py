@@ -30,7 +30,9 @@ Tokenize = Callable[[LanguageModel, np.ndarray, np.ndarray], list[TokenRow]]
 def tune_further(work: Workspace, run: Run, tokenize: Tokenize, label: str, soft: nn.Module | None = None) -> None:
     """Train on stage 3's rows, as stage 1 was trained but slower, and save the adapter. `soft` is as in `TextModel`."""
     config = dataclasses.replace(work.config.stage1, rows=None, learning_rate=LEARNING_RATE)
-    lm = resume_lora(work.fresh_model(), work.run("tallrec").folder / "adapter")
+    lm = resume_lora(
+        work.fresh_model(), work.run("tallrec").folder / "adapter", checkpointing=work.config.lora.checkpointing
+    )
     chosen, valid = stage3_rows(work), work.part("valid")
     rows = chosen.index.to_numpy()
     model = TextModel(lm, tokenize(lm, rows, hide_users(work, rows, work.config.stage3.cold_users)), soft)

@@ -1,0 +1,71 @@
+"""Many runs over the same `sellarec run`: systems x seeds x datasets x backbones, here or on a cluster.
+
+    pip install snakemake
+    snakemake -j 2 --config systems=counting,mf,mf_bias seeds=0,1,2 datasets=ml-100k,ml-1m
+    snakemake -j 20 --executor slurm --default-resources slurm_partition=gpu     # pip install snakemake-executor-plugin-slurm
+
+What is in the store is not computed again, a killed run goes on from its checkpoint, and with `--keep-going` a run that
+fails leaves the others standing. Runs share what they grow from, such as stage 1: it is one job, and they wait for it.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+from sellarec.systems.registry import TABLES, find_system
+
+
+def chosen(name, default):
+    given = config.get(name, default)
+    return [word.strip() for word in str(given).split(",")] if not isinstance(given, list) else [str(w) for w in given]
+
+
+STORE = Path(config.get("runs", "runs"))
+PROFILE = config.get("profile", "quick")
+OPTIONS = str(config.get("options", ""))  # further settings for all runs, such as "--stage3.rows 9600"
+SYSTEMS = [s for name in chosen("systems", "table3") for s in TABLES.get(name, [name])]
+for name in SYSTEMS:
+    find_system(name)  # an unknown one is refused before anything runs
+
+wildcard_constraints:
+    dataset=r"[^/]+",
+    system=r"\w+",
+    seed=r"\d+",
+
+
+def result(dataset, backbone, system, seed):
+    return str(STORE / ".finished" / PROFILE / dataset / backbone / f"{system}-{seed}.txt")
+
+
+def needed(wildcards):
+    """What a system grows from; a variant's own copies of it are settled among the runs themselves, by locks."""
+    system = find_system(wildcards.system)
+    return [] if system.changes else [
+        result(wildcards.dataset, wildcards.backbone, need, wildcards.seed) for need in system.needs
+    ]
+
+
+rule all:
+    input:
+        [
+            result(dataset, backbone, system, seed)
+            for dataset in chosen("datasets", "ml-100k")
+            for backbone in chosen("backbones", "smollm2-135m")
+            for system in SYSTEMS
+            for seed in chosen("seeds", "0")
+        ],
+
+
+rule run:
+    input:
+        needed,
+    output:
+        result("{dataset}", "{backbone}", "{system}", "{seed}"),
+    resources:
+        gpu=lambda wildcards: int(find_system(wildcards.system).uses_backbone),
+    params:
+        program=f"{shlex.quote(sys.executable)} -m sellarec.cli run",
+        where=f"--runs {shlex.quote(str(STORE))} --profile {PROFILE} {OPTIONS}",
+    shell:
+        "{params.program} {wildcards.system} --dataset {wildcards.dataset} --backbone {wildcards.backbone} "
+        "--seed {wildcards.seed} {params.where} > {output}.part && mv {output}.part {output}"

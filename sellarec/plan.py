@@ -1,0 +1,397 @@
+"""What a run will need, before it runs: parameters, memory, tokens, operations and time of each step.
+
+Nothing is guessed from formulas: each step is carried out on PyTorch's meta device, which computes shapes only, with
+one and with two layers of the backbone; what autograd keeps and the operations that are counted grow by the difference
+with every further layer. Only the time rests on an assumption, the share of the machine's matrix-product rate reached.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from sellarec.backbone.engine import TOKEN_BUDGET, cut_at_soft_tokens
+from sellarec.backbone.language_model import TokenRow, wrap_language_model
+from sellarec.backbone.loading import DTYPES, Placement, choose_placement, load_shape
+from sellarec.backbone.lora import lora_config
+from sellarec.config import Config, change_config
+from sellarec.data.dataset import sample_rows
+from sellarec.errors import SellarecError
+from sellarec.prompts import SOFT_TOKENS, PromptWriter
+from sellarec.systems.base import Workspace
+from sellarec.training import TrainConfig
+
+GIB = 2**30
+
+SAMPLE = 300
+"""Prompts that are tokenized to learn how long they are."""
+
+SHARE = 0.5
+"""Of the machine's rate for large matrix products, what a step is expected to reach."""
+
+RUNTIME = 500 * 2**20
+"""Bytes of the interpreter and its libraries."""
+
+WORK = {"cpu": 2.2, "cuda": 1.2}
+"""Times what autograd keeps is what a step holds. On a CPU the allocator cannot give back what was freed between two
+tensors that stay: SmolLM2-135M, 16 rows of 123 tokens, float32, kept 2.6 GiB and the process grew by 6.7 (glibc)."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one row: floating-point operations, and the bytes that autograd keeps for the backward pass."""
+
+    operations: float
+    kept: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.operations + other.operations, self.kept + other.kept)
+
+    def __mul__(self, factor: float) -> Cost:
+        return Cost(self.operations * factor, self.kept * factor)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the pipeline.
+
+    Attributes:
+        rows: How many prompts it computes, validation included.
+        tokens: Tokens of these that go through the model, padding left out.
+        operations: Floating-point operations.
+        memory: Bytes at the peak.
+    """
+
+    name: str
+    rows: int
+    tokens: int
+    operations: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it would run.
+
+    Attributes:
+        memory: Bytes that are free, of the GPU if there is one.
+        rate: Floating-point operations a second of large matrix products in the working dtype.
+    """
+
+    device: str
+    dtype: torch.dtype
+    memory: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    parameters: int
+    adapter: int
+    steps: list[Step]
+    machine: Machine
+
+    @property
+    def memory(self) -> float:
+        return max(step.memory for step in self.steps)
+
+    @property
+    def fits(self) -> bool:
+        return self.memory <= self.machine.memory
+
+    def seconds(self, step: Step) -> float:
+        return step.operations / (SHARE * self.machine.rate)
+
+
+def machine(
+    dtype: str = "auto", device: str | None = None, memory: float | None = None, tflops: float | None = None
+) -> Machine:
+    """This machine, measured now; or another one, of which device, GiB and 10^12 operations a second are named.
+
+    Raises:
+        SellarecError: another device is named without its memory and rate.
+    """
+    if device is not None:
+        if device not in ("cpu", "cuda") or memory is None or tflops is None:
+            raise SellarecError("Another machine needs all of --device (cpu or cuda), --memory and --tflops.")
+        named = DTYPES.get(dtype, torch.bfloat16 if device == "cuda" else torch.float32)
+        return Machine(device, named, int(memory * GIB), tflops * 1e12)
+    place = choose_placement(dtype)
+    on_gpu = place.device.type == "cuda"
+    free = (torch.cuda.mem_get_info()[0] if on_gpu else _free_memory()) if memory is None else int(memory * GIB)
+    rate = matmul_rate(place.device, place.dtype) if tflops is None else tflops * 1e12
+    return Machine(place.device.type, place.dtype, free, rate)
+
+
+def _free_memory() -> int:
+    """Bytes that programs may still take, caches that would make room included where the system tells."""
+    meminfo = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable: +(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
+    return int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product, the best of a few."""
+    size, repeats = (8192, 10) if device.type == "cuda" else (1024, 5)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            c = a @ b
+        c[0, 0].item()  # waits for a GPU
+        return (time.perf_counter() - start) / repeats
+
+    seconds()
+    return 2 * size**3 / min(seconds() for _ in range(3))
+
+
+def make_plan(work: Workspace, machine: Machine) -> Plan:
+    """What stages 1 and 3, distillation and scoring will need. No weights are loaded.
+
+    Raises:
+        SellarecError: neither shape nor tokenizer of the backbone can be read.
+    """
+    return _plan_with(Shape(work, machine), work.config)
+
+
+def _plan_with(shape: Shape, config: Config) -> Plan:
+    work, machine = shape.of, shape.machine
+    data = work.dataset
+    valid, test = len(work.part("valid")), len(work.part("test"))
+    steps = []
+    if config.lora.rank:
+        rows = _budget(config.stage1.rows, len(data.part("train"))) * config.stage1.epochs
+        cost = shape.checkpointed if config.lora.checkpointing else shape.stage1
+        steps.append(shape.training("stage 1, LoRA", rows, config.stage1, shape.text, cost, shape.adapter))
+        steps.append(shape.scoring("stage 1, validation", valid * config.stage1.evaluations, shape.text))
+        steps.append(shape.scoring("stage 1, scoring", valid + test, shape.text))
+    steps.append(shape.scoring("distilling items", data.n_items, np.array([[0, shape.item_tokens]])))
+    rows = _budget(config.stage3.rows, len(data.part("train"))) * config.stage3.epochs
+    steps.append(shape.training("stage 3, soft tokens", rows, config.stage3, shape.hybrid, shape.stage3))
+    steps.append(shape.scoring("stage 3, validation", valid * config.stage3.evaluations, shape.hybrid))
+    steps.append(shape.scoring("stage 3, scoring", valid + test, shape.hybrid))
+    return Plan(shape.parameters, shape.adapter, steps, machine)
+
+
+def what_would_fit(work: Workspace, machine: Machine) -> dict[str, object] | None:
+    """The mildest change of settings under which a plan fits; None if there is none."""
+    config, shape = work.config, Shape(work, machine)
+    most = max(config.stage1.batch, config.stage3.batch)
+    splits = [2**n for n in range(1, most.bit_length())]
+    tries: list[dict[str, object]] = [
+        {f"stage{n}.accumulate": min(s, getattr(config, f"stage{n}").batch) for n in (1, 3)} for s in splits
+    ]
+    tries += [{"lora.checkpointing": True, **others} for others in ({}, *tries)]
+    return next((t for t in tries if _plan_with(shape, change_config(config, t)).fits), None)
+
+
+def _budget(rows: int | None, most: int) -> int:
+    return most if rows is None else min(rows, most)
+
+
+class Shape:
+    """The backbone without its weights, and how long the prompts of a workspace are.
+
+    Costs are those of one row; a batch costs as many times that.
+    """
+
+    def __init__(self, work: Workspace, machine: Machine) -> None:
+        self.of, self.machine = work, machine
+        self.config, tokenizer = load_shape(work.config.backbone)
+        self.layers, self.work = self.config.num_hidden_layers, WORK[machine.device]
+        self._plain = {n: self._new_model(n) for n in (1, 2)}
+        self._adapted = {n: self._with_adapter(model) for n, model in self._plain.items()}
+        self.parameters = self._count(self._plain, lambda p: True)
+        self.adapter = self._count(self._adapted, lambda p: p.requires_grad)
+        lm = wrap_language_model(
+            self._plain[1], tokenizer, Placement(torch.device("meta"), torch.float32, "shapes only")
+        )
+        rows = sample_rows(work.dataset.part("train"), SAMPLE, seed=0).index
+        writer = PromptWriter(work.dataset, work.config.prompt)
+        self.text = _lengths([lm.tokenize(writer.write(r)) for r in rows])
+        writer = PromptWriter(work.dataset, work.config.prompt, SOFT_TOKENS)
+        self.hybrid = _lengths([cut_at_soft_tokens(lm, lm.tokenize(writer.write(r), SOFT_TOKENS)) for r in rows])
+        titles = [work.dataset.titles[i] for i in range(1, min(SAMPLE, work.dataset.n_items) + 1)]
+        self.item_tokens = round(np.mean([len(tokenizer(f"Movie: {t}")["input_ids"]) for t in titles]))
+
+    def training(
+        self,
+        name: str,
+        rows: int,
+        config: TrainConfig,
+        lengths: np.ndarray,
+        cost: Callable[[int, int], Cost],
+        trained: int = 0,
+    ) -> Step:
+        """A training step's needs: operations at the mean length, memory at the longest of the sample."""
+        per_row = cost(*_whole_numbers(lengths.mean(axis=0))).operations
+        kept = cost(*_whole_numbers(lengths.max(axis=0))).kept * -(-config.batch // config.accumulate)
+        memory = self._weights() + 16 * trained + self.work * kept  # of an adapter: itself, gradient, two moments
+        return Step(name, rows, round(rows * lengths.sum(axis=1).mean()), rows * per_row, self._peak(memory))
+
+    def scoring(self, name: str, rows: int, lengths: np.ndarray) -> Step:
+        """A scoring step's needs, as if no two rows shared a prefix."""
+        mean, longest = lengths.sum(axis=1).mean(), int(lengths.sum(axis=1).max())
+        at_work = self.layer(_trained, self._plain, 0, longest, True).kept * max(1, TOKEN_BUDGET // longest)
+        operations = self.whole(_forward, self._plain, round(mean)).operations * rows
+        return Step(name, rows, round(rows * mean), operations, self._peak(self._weights() + self.work * at_work))
+
+    def stage1(self, prefix: int, suffix: int) -> Cost:
+        return self.whole(_trained, self._adapted, 0, prefix + suffix, False)
+
+    def checkpointed(self, prefix: int, suffix: int) -> Cost:
+        """Stage 1 that keeps the inputs of every layer and one layer's activations at a time."""
+        length = prefix + suffix
+        inputs = length * self.config.hidden_size * self.machine.dtype.itemsize * self.layers
+        at_work = self.layer(_trained, self._adapted, 0, length, False).kept
+        again = self.whole(_forward, self._adapted, length).operations
+        return Cost(self.stage1(prefix, suffix).operations + again, inputs + at_work)
+
+    def stage3(self, prefix: int, suffix: int) -> Cost:
+        return self.whole(_trained, self._plain, prefix, suffix, True)
+
+    def whole(self, cost: Callable[..., Cost], models: dict[int, nn.Module], *lengths: int) -> Cost:
+        """The cost of all layers."""
+        return cost(models[1], *lengths) + self.layer(cost, models, *lengths) * (self.layers - 1)
+
+    def layer(self, cost: Callable[..., Cost], models: dict[int, nn.Module], *lengths: int) -> Cost:
+        """What one layer more costs."""
+        return cost(models[2], *lengths) + cost(models[1], *lengths) * -1
+
+    def _weights(self) -> float:
+        return self.parameters * self.machine.dtype.itemsize
+
+    def _peak(self, working: float) -> float:
+        """On a CPU weights are read, and adapters merged, in float32."""
+        reading = self.parameters * 4 if self.machine.device == "cpu" else 0
+        return RUNTIME + max(working, reading)
+
+    def _count(self, models: dict[int, nn.Module], which: Callable[[nn.Parameter], bool]) -> int:
+        one, two = (sum(p.numel() for p in model.parameters() if which(p)) for model in models.values())
+        return one + (self.layers - 1) * (two - one)
+
+    def _new_model(self, layers: int) -> nn.Module:
+        from transformers import AutoModelForCausalLM
+
+        config = copy.deepcopy(self.config)
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+        attention = "eager" if self.machine.device == "cpu" else "sdpa"
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=self.machine.dtype, attn_implementation=attention)
+        return model.requires_grad_(False)
+
+    def _with_adapter(self, model: nn.Module) -> nn.Module:
+        from peft import get_peft_model
+
+        settings = replace(self.of.config.lora, rank=self.of.config.lora.rank or 1)
+        return get_peft_model(copy.deepcopy(model), lora_config(settings)).to(self.machine.dtype)
+
+
+def _whole_numbers(lengths: np.ndarray) -> list[int]:
+    return [int(n) for n in lengths.round()]
+
+
+def _lengths(rows: list[TokenRow]) -> np.ndarray:
+    """Tokens of prefix and suffix, shape (n, 2)."""
+    return np.array([[len(row.prefix), len(row.suffix)] for row in rows])
+
+
+@lru_cache(maxsize=64)
+def _forward(model: nn.Module, length: int) -> Cost:
+    """A forward pass of one row."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        ids = torch.zeros(1, length, dtype=torch.long, device="meta")
+        _body(model)(input_ids=ids, attention_mask=_mask(model, length, length), use_cache=False)
+    return Cost(counter.get_total_flops(), 0)
+
+
+@lru_cache(maxsize=64)
+def _trained(model: nn.Module, prefix: int, suffix: int, soft: bool) -> Cost:
+    """A forward and backward pass of one row; `soft` lets the gradient flow to the inputs rather than to an adapter."""
+    own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    body, past = _body(model), None
+    alive = []  # or a freed storage's address could be counted for another one's
+    embeds = torch.zeros(1, suffix, model.config.hidden_size, device="meta", dtype=next(model.parameters()).dtype)
+    with (
+        FlopCounterMode(display=False) as counter,
+        saved_tensors_hooks(lambda t: alive.append(t) or keep(t), lambda t: t),
+    ):
+        if prefix:
+            with torch.no_grad():
+                ids = torch.zeros(1, prefix, dtype=torch.long, device="meta")
+                mask = _mask(model, prefix, prefix)
+                past = body(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+        out = body(
+            inputs_embeds=embeds.requires_grad_(soft),
+            attention_mask=_mask(model, suffix, prefix + suffix),
+            past_key_values=past,
+            use_cache=past is not None,
+        ).last_hidden_state
+        out[:, -1].float().sum().backward()
+    return Cost(counter.get_total_flops(), sum(kept.values()))
+
+
+def _mask(model: nn.Module, queries: int, keys: int) -> Tensor:
+    """A ready-made mask; one of token flags would be looked at, and meta tensors hold nothing."""
+    return torch.zeros(1, 1, queries, keys, device="meta", dtype=next(model.parameters()).dtype)
+
+
+def _body(model: nn.Module) -> nn.Module:
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+
+
+def described(plan: Plan, backbone: str) -> str:
+    """The plan as a table."""
+    of = plan.machine
+    lines = [
+        f"{backbone}: {plan.parameters / 1e6:,.0f} M parameters, adapter {plan.adapter / 1e6:,.1f} M, "
+        f"{str(of.dtype).removeprefix('torch.')} on {of.device}",
+        f"machine: {of.memory / GIB:.1f} GiB free, {of.rate / 1e12:.3g} x 10^12 operations/s in large matrix products; "
+        f"{SHARE:.0%} of that is expected",
+        "",
+        f"{'':22}{'rows':>10}{'tokens':>14}{'10^12 op.':>12}{'GiB':>7}{'time':>10}",
+    ]
+    total = Step("together", 0, 0, sum(s.operations for s in plan.steps), plan.memory)
+    for step in (*plan.steps, total):
+        rows, tokens = (f"{n:,}" if n else "" for n in (step.rows, step.tokens))
+        clock = tqdm.format_interval(plan.seconds(step))
+        lines.append(
+            f"{step.name:22}{rows:>10}{tokens:>14}{step.operations / 1e12:12,.1f}{step.memory / GIB:7.1f}{clock:>10}"
+        )
+    return "\n".join(lines)
+
+
+def refusal(plan: Plan, change: dict[str, object] | None) -> SellarecError:
+    """The error that says what is missing, and which setting would do."""
+    worst = max(plan.steps, key=lambda s: s.memory)
+    way = "No setting makes it fit: a machine with more memory is needed."
+    if change:
+        words = (f"--{k.replace('_', '-')}" + ("" if v is True else f" {v}") for k, v in change.items())
+        way = f"This would fit: {' '.join(words)}"
+    return SellarecError(
+        f"{worst.name} needs {worst.memory / GIB:.1f} GiB, {plan.machine.memory / GIB:.1f} are free. {way}"
+    )

@@ -1,0 +1,154 @@
+"""What `sellarec plan` foretells, against what happens."""
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
+
+from sellarec import cli, plan
+from sellarec.backbone.engine import log_odds, without_prefix
+from sellarec.backbone.language_model import open_language_model, wrap_language_model
+from sellarec.backbone.loading import choose_placement
+from sellarec.backbone.lora import LoraSettings, add_lora
+from sellarec.config import change_config, make_config
+from sellarec.errors import SellarecError
+from sellarec.prompts import Prompt
+from sellarec.systems.base import Workspace
+from tests.conftest import SMALL, save_backbone
+
+LAYERS, BATCH = 5, 6
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "gemma3"])
+def deep(request, tmp_path_factory, tokenizer):
+    """A backbone of five layers, so that two tell nothing by themselves."""
+    folder = save_backbone(tmp_path_factory, request.param, tokenizer)
+    config = AutoConfig.from_pretrained(folder)
+    config.num_hidden_layers = LAYERS
+    if getattr(config, "layer_types", None):
+        config.layer_types = (config.layer_types * LAYERS)[:LAYERS]
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planned(planted_table, tmp_path_factory):
+    """A workspace of which nothing is ever computed."""
+    config = make_config("smoke", str(planted_table), **SMALL)
+    return Workspace(config, tmp_path_factory.mktemp("runs"), computes=False)
+
+
+def machine(memory=2**34):
+    return plan.Machine("cpu", torch.float32, memory, 1e11)
+
+
+def place(work, backbone, **changes):
+    return Workspace(change_config(work.config, {"backbone": str(backbone), "dtype": "float32", **changes}), work.root)
+
+
+def test_operations_and_kept_bytes_are_those_of_a_real_step(planned, deep):
+    work = place(planned, deep, **{"lora.dropout": 0.0})
+    lm = add_lora(open_language_model(str(deep), "float32"), work.config.lora, 0)
+    row = without_prefix(lm.tokenize(Prompt("The user likes A.", " Film X? Answer:")))
+    own = {p.untyped_storage()._cdata for p in lm.model.parameters()}
+    kept, alive = {}, []
+
+    def keep(tensor):
+        alive.append(tensor)
+        if tensor.untyped_storage()._cdata not in own:
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda t: t):
+        log_odds(lm, [row] * BATCH).sum().backward()
+    found = plan.Shape(work, machine()).stage1(0, len(row)) * BATCH
+    answers = 6 * BATCH * lm.width  # the two answer rows, which the plan leaves out
+    assert found.operations == pytest.approx(counter.get_total_flops(), abs=answers)
+    assert found.kept == pytest.approx(sum(kept.values()), rel=0.02)
+
+
+def test_a_plan_counts_parameters_rows_and_tokens(planned, deep):
+    work = place(planned, deep)
+    found = plan.make_plan(work, machine())
+    model = AutoModelForCausalLM.from_pretrained(deep)
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    weights = sum(p.numel() for p in model.model.layers.parameters())
+    lm = wrap_language_model(model, open_language_model(str(deep)).tokenizer, choose_placement("float32"))
+    adapted = add_lora(lm, work.config.lora, 0).model
+    assert found.adapter == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    steps = {step.name: step for step in found.steps}
+    assert steps["stage 1, LoRA"].rows == work.config.stage1.rows == 32
+    assert steps["stage 3, scoring"].rows == len(work.part("valid")) + len(work.part("test"))
+    assert steps["distilling items"].rows == work.dataset.n_items
+    for step in found.steps:
+        assert step.operations > 2 * 0.9 * step.tokens * weights
+        assert found.seconds(step) == step.operations / (plan.SHARE * 1e11)
+    text = plan.described(found, "tiny")
+    assert all(name in text for name in steps) and "together" in text
+
+
+def test_what_cannot_fit_is_refused_with_the_setting_that_would(planned, deep):
+    work = place(planned, deep)
+    whole = plan.make_plan(work, machine())
+    halved = plan.make_plan(place(planned, deep, **{"stage1.accumulate": 2, "stage3.accumulate": 2}), machine())
+    little = machine(memory=int((whole.memory + halved.memory) / 2))
+    found = plan.make_plan(work, little)
+    assert whole.fits and not found.fits
+    change = plan.what_would_fit(work, little)
+    assert change == {"stage1.accumulate": 2, "stage3.accumulate": 2}
+    message = str(plan.refusal(found, change))
+    assert "stage 1, LoRA needs" in message and "This would fit: --stage1.accumulate 2 --stage3.accumulate 2" in message
+    assert plan.what_would_fit(work, machine(memory=1)) is None
+    assert "a machine with more memory is needed" in str(plan.refusal(found, None))
+
+
+def test_checkpointing_keeps_less_computes_more_and_gives_the_same_gradients(planned, deep):
+    shape = plan.Shape(place(planned, deep), machine())
+    usual, saving = shape.stage1(0, 60), shape.checkpointed(0, 60)
+    assert saving.kept < 0.6 * usual.kept and usual.operations < saving.operations < 1.6 * usual.operations
+
+    def gradients(checkpointing):
+        settings = LoraSettings(dropout=0.0, checkpointing=checkpointing)
+        lm = add_lora(open_language_model(str(deep), "float32"), settings, 0)
+        lm.model.train()
+        rows = [without_prefix(lm.tokenize(Prompt("The user likes A.", f" Film {n}? Answer:"))) for n in range(3)]
+        log_odds(lm, rows).sum().backward()
+        return {n: p.grad.clone() for n, p in lm.model.named_parameters() if p.requires_grad}
+
+    plain, again = gradients(False), gradients(True)
+    assert any(g.abs().sum() > 0 for g in plain.values())
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient)
+
+
+def test_the_papers_backbone_is_planned_without_its_weights(planned, deep, tmp_path, tokenizer):
+    shape = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28)
+    Qwen2Config(**shape, num_key_value_heads=4, vocab_size=152064).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    gpu = plan.Machine("cuda", torch.bfloat16, 140 * 2**30, 7e14)
+    found = plan.make_plan(place(planned, tmp_path), gpu)
+    assert found.parameters == pytest.approx(7.6e9, rel=0.01) and found.fits
+    assert found.memory > 2 * found.parameters
+    laptop = plan.make_plan(place(planned, tmp_path), machine())
+    assert not laptop.fits and plan.what_would_fit(place(planned, tmp_path), machine()) is None
+
+
+def test_the_command_prints_a_plan_for_this_machine_or_another(planted_table, llama, capsys):
+    words = ["plan", "--dataset", str(planted_table), "--backbone", str(llama), "--profile", "smoke"]
+    cli.main(words)
+    said = capsys.readouterr().out
+    assert ("stage 3, soft tokens" in said and "float32 on cpu" in said) or "bfloat16 on cpu" in said
+    cli.main([*words, "--device", "cuda", "--memory", "80", "--tflops", "400"])
+    assert "bfloat16 on cuda" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="needs all of --device"):
+        cli.main([*words, "--device", "cuda"])
+    with pytest.raises(SystemExit, match=r"needs .* GiB, 0\.0 are free"):
+        cli.main([*words, "--memory", "0.001", "--tflops", "1"])
+
+
+def test_another_machine_is_named_whole_and_this_one_is_measured():
+    assert 1e9 < plan.matmul_rate(torch.device("cpu"), torch.float32) < 1e15
+    assert isinstance(plan.machine("float32"), plan.Machine) and plan.machine("float32").memory > 2**28
+    with pytest.raises(SellarecError, match="needs all of"):
+        plan.machine(device="tpu", memory=1.0, tflops=1.0)
