@@ -16,6 +16,7 @@ import tyro
 from sellarec.config import PROFILES, Config, make_config
 from sellarec.data import amazon_book, sources
 from sellarec.data.open import open_dataset
+from sellarec.distributed import is_main
 from sellarec.errors import SellarecError, nearest
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ class AppCommand:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `sellarec`; errors that a user can mend are printed without a traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if not is_main():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         _dispatch(argv)
     except SellarecError as error:

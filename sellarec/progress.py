@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from sellarec.distributed import is_main
+
 T = TypeVar("T")
 
 
@@ -61,7 +63,7 @@ class Progress:
             self._show(end="" if self._live else "\n")
 
     def _show(self, end: str) -> None:
-        if not self.label:
+        if not self.label or not is_main():
             return
         self._printed, self._shown = True, time.monotonic()
         line = tqdm.format_meter(

@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -26,6 +27,7 @@ import pandas as pd
 from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 
+from sellarec.distributed import agreed, is_main, wait
 from sellarec.errors import SellarecError
 
 MANIFEST = "manifest.json"
@@ -85,7 +87,7 @@ class Run:
         return self.folder / f"{SCRATCH}{name}"
 
     def clear_scratch(self) -> None:
-        for folder in self.folder.glob(f"{SCRATCH}*"):
+        for folder in self.folder.glob(f"{SCRATCH}*") if is_main() else ():
             shutil.rmtree(folder)
 
     @property
@@ -96,15 +98,24 @@ class Run:
     def tensors(self, name: str) -> dict[str, np.ndarray]:
         return load_file(self.folder / f"{name}.safetensors")
 
+    # Of several processes at one run only the first one writes.
+
     def save_tensors(self, name: str, tensors: dict[str, np.ndarray]) -> None:
-        save_file({k: np.array(v, order="C") for k, v in tensors.items()}, self.folder / f"{name}.safetensors")
+        if is_main():
+            save_file({k: np.array(v, order="C") for k, v in tensors.items()}, self.folder / f"{name}.safetensors")
+
+    def save_table(self, name: str, table: pd.DataFrame) -> None:
+        if is_main():
+            table.to_parquet(self.folder / f"{name}.parquet", index=False)
 
     def write_json(self, name: str, content: Any) -> None:
-        (self.folder / f"{name}.json").write_text(json.dumps(_plain(content), indent=2, sort_keys=True) + "\n")
+        if is_main():
+            (self.folder / f"{name}.json").write_text(json.dumps(_plain(content), indent=2, sort_keys=True) + "\n")
 
     def append_log(self, entry: dict[str, Any]) -> None:
-        with (self.folder / "log.jsonl").open("a") as out:
-            out.write(json.dumps(_plain(entry)) + "\n")
+        if is_main():
+            with (self.folder / "log.jsonl").open("a") as out:
+                out.write(json.dumps(_plain(entry)) + "\n")
 
 
 def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None]) -> Run:
@@ -116,11 +127,11 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None]) -> Run:
         SellarecError: the stored run is damaged.
     """
     folder, work = key.folder(root), _work_folder(root, key)
-    if folder.exists():
+    if agreed(folder.exists()):
         return open_run(folder)
     work.mkdir(parents=True, exist_ok=True)
-    with FileLock(work.with_suffix(".lock")):
-        if not folder.exists():
+    with FileLock(work.with_suffix(".lock")) if is_main() else nullcontext():
+        if not agreed(folder.exists()):
             run = Run(work)
             run.write_json("config", _description(key, _code_so_far(work)))
             (work / FAILURE).unlink(missing_ok=True)
@@ -129,9 +140,13 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None]) -> Run:
             except Exception as error:
                 (work / FAILURE).write_text(str(error) or type(error).__name__)
                 raise
-            run.write_json("manifest", {"files": _hashes(work)})
-            os.replace(work, folder)
-    work.with_suffix(".lock").unlink(missing_ok=True)
+            wait()
+            if is_main():
+                run.write_json("manifest", {"files": _hashes(work)})
+                os.replace(work, folder)
+    if is_main():
+        work.with_suffix(".lock").unlink(missing_ok=True)
+    wait()
     return open_run(folder)
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from sellarec.distributed import agreed, is_main, rank, summed, wait, world
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc
 from sellarec.progress import Progress
@@ -113,10 +114,14 @@ def train(
         SellarecError: a loss is not finite; names the step and its rows. The checkpoint is of other rows or batches.
     """
     from accelerate import Accelerator  # late, see backbone/loading.py
-    from accelerate.utils import set_seed
+    from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
     set_seed(seed)
-    accelerator = Accelerator(gradient_accumulation_steps=config.accumulate, cpu=_on_cpu(model))
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.accumulate,
+        cpu=_on_cpu(model),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # MF's bias reaches no token
+    )
     schedule = _batches(np.zeros(len(labels)) if lengths is None else np.asarray(lengths), config, seed)
     steps = len(schedule)
     plan = hashlib.sha256(b"".join(np.asarray(row_ids)[b].tobytes() for b in schedule)).hexdigest()
@@ -127,14 +132,15 @@ def train(
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / rising, 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps))))
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
+    shared, optimizer = accelerator.prepare(model, optimizer)
     position = _Position(plan=plan)
     accelerator.register_for_checkpointing(rate, position)
     _save_trainable_only(accelerator)
     folder.mkdir(exist_ok=True)
     checkpoint, best_file = folder / "checkpoint", folder / "best.safetensors"
-    if not checkpoint.exists() and _old(checkpoint).exists():
+    if is_main() and not checkpoint.exists() and _old(checkpoint).exists():
         _old(checkpoint).rename(checkpoint)
+    wait()
     if checkpoint.exists():
         accelerator.load_state(str(checkpoint))
         if position.plan != plan:
@@ -153,9 +159,14 @@ def train(
             model.train()
             loss = 0.0
             for part in np.array_split(batch, min(config.accumulate, len(batch))):
-                part_loss = binary_cross_entropy_with_logits(model(part), target[part], reduction="sum") / len(batch)
-                accelerator.backward(part_loss * config.accumulate)  # accelerate divides by the number of parts
+                mine = part[rank() :: world()]
+                rows = mine if len(mine) else part[:1]  # every process must take part in every step
+                losses = binary_cross_entropy_with_logits(shared(rows), target[rows], reduction="none")
+                part_loss = losses[: len(mine)].sum() / len(batch)
+                # accelerate divides by the number of parts, and gradients are averaged over processes
+                accelerator.backward(part_loss * config.accumulate * world())
                 loss += part_loss.item()
+            loss = float(summed(np.array([loss]))[0])
             if not math.isfinite(loss):
                 raise SellarecError(
                     f"{label}: the loss is {loss} at step {position.step}, rows {row_ids[batch].tolist()}. "
@@ -173,9 +184,10 @@ def train(
                 position.log.append({"step": position.step, "valid_auc": score})
                 if score > position.best or position.best_step < 0:
                     position.best, position.best_step = score, position.step
-                    save_file(trainable_state(model), best_file)
+                    if is_main():
+                        save_file(trainable_state(model), best_file)
             progress.advance(config.batch, _note(loss, position))
-            if time.monotonic() - saved > config.checkpoint_seconds or position.step == steps:
+            if agreed(time.monotonic() - saved > config.checkpoint_seconds) or position.step == steps:
                 _save_checkpoint(accelerator, checkpoint)
                 saved = time.monotonic()
     model.eval()
@@ -238,10 +250,11 @@ def _save_trainable_only(accelerator: Accelerator) -> None:
 
     def save(models: list[nn.Module], weights: list, output: str) -> None:
         weights.clear()
-        save_file(trainable_state(models[0]), Path(output) / "trainable.safetensors")
+        if is_main():
+            save_file(trainable_state(accelerator.unwrap_model(models[0])), Path(output) / "trainable.safetensors")
 
     def load(models: list[nn.Module], source: str) -> None:
-        load_trainable(models.pop(), load_file(Path(source) / "trainable.safetensors"))
+        load_trainable(accelerator.unwrap_model(models.pop()), load_file(Path(source) / "trainable.safetensors"))
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
@@ -254,10 +267,15 @@ def _old(checkpoint: Path) -> Path:
 def _save_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
     """Write beside the old checkpoint, then swap: a kill in between leaves one of the two whole."""
     fresh, old = checkpoint.with_name("checkpoint.new"), _old(checkpoint)
-    shutil.rmtree(fresh, ignore_errors=True)
+    if is_main():
+        shutil.rmtree(fresh, ignore_errors=True)
+    wait()
     accelerator.save_state(str(fresh))
-    if checkpoint.exists():
+    wait()
+    if is_main():
+        if checkpoint.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            checkpoint.rename(old)
+        fresh.rename(checkpoint)
         shutil.rmtree(old, ignore_errors=True)
-        checkpoint.rename(old)
-    fresh.rename(checkpoint)
-    shutil.rmtree(old, ignore_errors=True)
+    wait()

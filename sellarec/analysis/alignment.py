@@ -154,7 +154,7 @@ def _map(work: Workspace, run: Run) -> None:
         at = TSNE(perplexity=perplexity, metric="cosine", random_state=work.config.seed, n_jobs=1).fit(both)
         frame = pd.DataFrame({"condition": condition, "item": np.tile(clouds.items, 2), "x": at[:, 0], "y": at[:, 1]})
         frames.append(frame.assign(cloud=np.repeat(["semantic", "collaborative"], len(clouds.items))))
-    pd.concat(frames).to_parquet(run.folder / "map.parquet", index=False)
+    run.save_table("map", pd.concat(frames))
 
 
 MAP = System(

@@ -88,8 +88,8 @@ def _average(work: Workspace, run: Run) -> None:
         if case.history:
             delta = unread - found["log_odds"].iloc[0]
             changes.append({"row": row, "user": user, "change": "without all titles", "delta": delta})
-    pd.DataFrame(attention).to_parquet(run.folder / "attention.parquet", index=False)
-    pd.DataFrame(changes).to_parquet(run.folder / "effects.parquet", index=False)
+    run.save_table("attention", pd.DataFrame(attention))
+    run.save_table("effects", pd.DataFrame(changes))
 
 
 def grouped(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

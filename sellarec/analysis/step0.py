@@ -57,7 +57,7 @@ def _score(work: Workspace, run: Run) -> None:
         kept.mkdir(exist_ok=True)
         model = HybridModel(lm, soft, place, rows)
         scores[name] = model.score(label=f"step 0, {name}", resume=kept / "partial.npy")
-    pd.DataFrame({"row": rows.astype(np.int64), **scores}).to_parquet(run.folder / "step0.parquet", index=False)
+    run.save_table("step0", pd.DataFrame({"row": rows.astype(np.int64), **scores}))
 
 
 STEP0 = System(

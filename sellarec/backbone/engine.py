@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.distributed import is_main, rank, summed, world
 from sellarec.errors import SellarecError
 from sellarec.progress import Progress
 from sellarec.prompts import SOFT_TOKENS
@@ -95,8 +96,8 @@ def score_rows(
         return final_hidden(lm, [rows[i] for i in batch], soft(batch) if soft else None) @ direction
 
     scores = _for_all(rows, score, (), token_budget, label, "rows", resume)
-    if resume:
-        resume.unlink(missing_ok=True)
+    for partial in resume.parent.glob(f"*{resume.name}") if resume and is_main() else ():
+        partial.unlink()
     return scores
 
 
@@ -130,14 +131,17 @@ def _for_all(
     unit: str,
     resume: Path | None,
 ) -> np.ndarray:
-    """What `compute` gives for all rows, batch by batch, shape (n, *shape), float32."""
+    """What `compute` gives for all rows, batch by batch, shape (n, *shape), float32; processes share the batches."""
+    mine = plan_batches(rows, token_budget)[rank() :: world()]
+    if resume and rank():
+        resume = resume.with_name(f"{rank()}-{resume.name}")
     out = np.full((len(rows), *shape), np.nan, dtype=np.float32)
     if resume and resume.exists():
         out = np.load(resume)
     done = np.isfinite(out.reshape(len(rows), -1)).all(axis=1)
     saved = time.monotonic()
-    with Progress(label, len(rows), unit, done=int(done.sum())) as progress:
-        for batch in plan_batches(rows, token_budget):
+    with Progress(label, sum(map(len, mine)), unit, done=sum(int(done[b].sum()) for b in mine)) as progress:
+        for batch in mine:
             if done[batch].all():
                 continue
             out[batch] = compute(batch).cpu().numpy()
@@ -147,7 +151,10 @@ def _for_all(
                 saved = time.monotonic()
     if resume:
         _save_whole(out, resume)
-    return out
+    if world() > 1:
+        others = np.setdiff1d(np.arange(len(rows)), np.concatenate([*mine, np.array([], dtype=int)]))
+        out[others] = 0
+    return summed(out)
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sellarec.backbone.language_model import LanguageModel
+from sellarec.distributed import is_main
 from sellarec.errors import SellarecError
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def resume_lora(lm: LanguageModel, folder: Path, *, checkpointing: bool = False)
 
 def save_lora(lm: LanguageModel, folder: Path) -> None:
     """Write the adapter as safetensors, without any copy of the embeddings."""
-    lm.model.save_pretrained(folder, save_embedding_layers=False)
+    if is_main():
+        lm.model.save_pretrained(folder, save_embedding_layers=False)
 
 
 def merge_lora(lm: LanguageModel, folder: Path) -> LanguageModel:

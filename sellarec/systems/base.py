@@ -17,6 +17,7 @@ from sellarec.backbone.lora import merge_lora
 from sellarec.config import Config, change_config
 from sellarec.data.dataset import Dataset, sample_rows, sample_users
 from sellarec.data.open import open_dataset
+from sellarec.distributed import agreed, is_main, wait, world
 from sellarec.errors import SellarecError
 from sellarec.evaluation import metrics
 from sellarec.runs import Run, RunKey, ensure_run, is_begun, last_failure
@@ -195,16 +196,26 @@ class Workspace:
         return place._key(system) if all(place.is_done(n) for n in system.needs) else None
 
     def _compute(self, system: System, run: Run) -> None:
-        print(f"[{self.dataset.name}] {system.label}", flush=True)
+        """Of several processes all take part where there is a language model; the others wait otherwise."""
+        takes_part = is_main() or system.uses_backbone
+        if is_main():
+            together = f", {world()} processes" if world() > 1 and system.uses_backbone else ""
+            print(f"[{self.dataset.name}] {system.label}{together}", flush=True)
         fitted = run.folder / ".fitted"
-        if not fitted.exists():
-            (run.folder / "log.jsonl").unlink(missing_ok=True)
-            system.fit(self, run)
-            fitted.touch()
+        if not agreed(fitted.exists()):
+            if is_main():
+                (run.folder / "log.jsonl").unlink(missing_ok=True)
+            if takes_part:
+                system.fit(self, run)
+            wait()
+            if is_main():
+                fitted.touch()
         run.clear_scratch()
-        if system.score:
+        if system.score and takes_part:
             self._score(system, run)
-        fitted.unlink()
+        wait()
+        if is_main():
+            fitted.unlink()
 
     def _score(self, system: System, run: Run) -> None:
         """Write the per-row scores of the validation and test rows, and the metrics made of them."""
@@ -212,7 +223,7 @@ class Workspace:
         rows = pd.concat(parts.values())
         score = system.score(self, run, rows.index.to_numpy())
         rows = rows[["split", "user", "item", "label", "warm"]].assign(score=score.astype(np.float32))
-        rows.rename_axis("row").reset_index().to_parquet(run.folder / "scores.parquet", index=False)
+        run.save_table("scores", rows.rename_axis("row").reset_index())
         by_split = {split: metrics(part, rows.loc[part.index, "score"].to_numpy()) for split, part in parts.items()}
         run.write_json("metrics", by_split)
 
