@@ -6,6 +6,8 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,10 @@ import pandas as pd
 import streamlit as st
 
 from sellarec import tables
+from sellarec.analysis import slices
 from sellarec.analysis.attention import grouped
 from sellarec.analysis.catalogue import score_candidates
-from sellarec.analysis.what_if import Case, Explorer
+from sellarec.analysis.what_if import Attention, Case, Explorer
 from sellarec.config import PROFILES, Config, make_config
 from sellarec.errors import SellarecError
 from sellarec.progress import listening
@@ -106,29 +109,53 @@ def ask(work: Workspace, question: str, *arguments: object) -> object:
         return getattr(_explorer(work), question)(*arguments)
 
 
-@st.cache_data(show_spinner=False, hash_funcs={Workspace: id, Case: repr}, max_entries=1000)
+CACHED = {"show_spinner": False, "hash_funcs": {Workspace: id, Case: repr}}
+
+
+@st.cache_data(**CACHED, max_entries=1000)
 def answer(work: Workspace, case: Case) -> tuple[float, dict[str, float]]:
     """SeLLa-Rec's log-odds of a case, and where its answer looks: attention by segment, averaged over layers."""
-    log_odds = float(ask(work, "log_odds", [case])[0])
-    attention = ask(work, "attention", case)
-    return log_odds, {s: float(of_layer.mean()) for s, of_layer in grouped(attention.by_segment()).items()}
+    log_odds, attention = ask(work, "look", case)
+    return log_odds, {s: float(of_layer.mean()) for s, of_layer in grouped(attention).items()}
+
+
+@st.cache_data(**CACHED, max_entries=8)
+def attention_of(work: Workspace, case: Case) -> Attention:
+    return ask(work, "attention", case)
+
+
+def effects_of(work: Workspace, case: Case) -> pd.DataFrame:
+    """The change of the log-odds, `delta`, indexed by what was left out or swapped; with a progress bar."""
+    asked = (str(work.root), work.config, case)
+    if st.session_state.get("effects", (None,))[0] != asked:
+        changed = ask(work, "interventions", case)
+        with _taking_turns(work, "leaving parts out"):
+            found = _explorer(work).log_odds([case, *changed.values()]).astype(float)
+        st.session_state["effects"] = (asked, pd.DataFrame({"delta": found[1:] - found[0]}, index=list(changed)))
+    return st.session_state["effects"][1]
 
 
 def rank(work: Workspace, system: str, user: int, items: tuple[int, ...], liked: tuple[int, ...]) -> np.ndarray:
-    """A system's probabilities of candidates, with a progress bar; Stop cancels, and other sessions get turns."""
-    bar = st.progress(0.0, f"{label_of(system)}; Stop at the top right cancels")
+    """A system's probabilities of candidates, with a progress bar."""
+    with _taking_turns(work, label_of(system)):
+        return score_candidates(work, system, user, items, liked)
+
+
+@contextmanager
+def _taking_turns(work: Workspace, label: str) -> Iterator[None]:
+    """Use the model for long: a progress bar shows, Stop cancels, and other sessions get turns in between."""
+    bar = st.progress(0.0, f"{label}; Stop at the top right cancels")
     turn = _turn(work)
 
-    def advance(label: str, done: int, total: int) -> None:
+    def advance(_: str, done: int, total: int) -> None:
         turn.release()
         time.sleep(0.002)  # long enough for a waiting session to take its turn
         turn.acquire()
-        bar.progress(done / total, f"{label_of(system)}: {done:,} of {total:,}")
+        bar.progress(done / total, f"{label}: {done:,} of {total:,}")
 
     with turn, listening(advance):
-        found = score_candidates(work, system, user, items, liked)
+        yield
     bar.empty()
-    return found
 
 
 def label_of(name: str) -> str:
@@ -148,6 +175,11 @@ def centred_log_odds(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
     """Log-odds of the scored test rows, less each system's mean: one system may be surer of everything."""
     log_odds = scored_rows(work, systems)[list(systems)].clip(1e-6, 1 - 1e-6).apply(lambda p: np.log(p / (1 - p)))
     return log_odds - log_odds.mean()
+
+
+@st.cache_data(show_spinner="Resampling users", hash_funcs={Workspace: id})
+def warm_and_cold(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
+    return slices.metrics_on(work, systems, {k: m for k, m in slices.warm_masks(work).items() if "3" not in k})
 
 
 @st.cache_data(show_spinner="Resampling users", hash_funcs={Workspace: id})

@@ -56,6 +56,19 @@ def test_attention_is_a_causal_distribution_whose_segments_add_up(explorer, case
     assert "Film" in joined
 
 
+def test_a_look_is_the_score_and_the_attention_whether_its_prefix_was_seen_or_not(explorer, case):
+    cases = [case, case.without_token("<User_ID>"), dataclasses.replace(case, history=()), case]
+    explorer._prefixes.clear()
+    for seen, other in zip((False, True, False, True), cases, strict=True):
+        assert (explorer._row(other).prefix in explorer._prefixes) == seen
+        log_odds, attention = explorer.look(other)
+        assert log_odds == pytest.approx(explorer.log_odds([other])[0], abs=2e-6)
+        expected = explorer.attention(other).by_segment()
+        assert list(attention) == list(expected)
+        for segment, share in attention.items():
+            np.testing.assert_allclose(share, expected[segment], atol=1e-6)
+
+
 def test_segments_are_right_after_a_long_history_was_cut(explorer, case):
     lm = explorer._lm
     prompt = explorer.prompt(case)

@@ -8,11 +8,19 @@ from shared import current_work, needs
 from sellarec import figures, tables
 from sellarec.analysis import alignment
 from sellarec.errors import SellarecError
+from sellarec.systems.base import Workspace
 
 work = current_work()
 st.title("Alignment map")
 needs(work, "sella_collab")
-clouds = alignment.after_stage_2(work, most=work.dataset.n_items)
+
+
+@st.cache_data(show_spinner=False, hash_funcs={Workspace: id})
+def clouds_of(work: Workspace) -> alignment.Clouds:
+    return alignment.after_stage_2(work, most=work.dataset.n_items)
+
+
+clouds = clouds_of(work)
 titles = work.dataset.titles
 item = st.selectbox("where is …?", list(clouds.items), format_func=titles.__getitem__, key="item_on_map")
 at = int(np.flatnonzero(clouds.items == item)[0])

@@ -1,10 +1,9 @@
 """Every system in the store: overall, and on warm and cold rows."""
 
 import streamlit as st
-from shared import current_work, done_systems, needs, overall
+from shared import current_work, done_systems, needs, overall, warm_and_cold
 
 from sellarec import figures, tables
-from sellarec.analysis import slices
 
 work = current_work()
 st.title("SeLLa-Rec, explored")
@@ -14,7 +13,6 @@ st.caption(tables.scope(work))
 table = overall(work, systems)
 st.plotly_chart(figures.overall_figure(table), theme=None)
 st.dataframe(tables.pretty(table))
-lines = slices.metrics_on(work, systems, {k: m for k, m in slices.warm_masks(work).items() if "3" not in k})
-st.plotly_chart(figures.slices_figure(lines, "Warm and cold rows"), theme=None)
+st.plotly_chart(figures.slices_figure(warm_and_cold(work, systems), "Warm and cold rows"), theme=None)
 with st.expander("Where every number comes from"):
     st.dataframe(tables.provenance_table(work, systems))

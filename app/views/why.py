@@ -2,7 +2,7 @@
 
 import pandas as pd
 import streamlit as st
-from shared import ask, choose_case, current_work, needs
+from shared import attention_of, choose_case, current_work, effects_of, needs
 
 from sellarec import figures
 from sellarec.analysis.attention import grouped
@@ -16,15 +16,13 @@ st.write(
     "answer depends on it."
 )
 st.subheader("What the answer depends on")
-changed = ask(work, "interventions", case)
-found = ask(work, "log_odds", [case, *changed.values()]).astype(float)
-effects = pd.DataFrame({"delta": found[1:] - found[0]}, index=list(changed))
+effects = effects_of(work, case)
 st.plotly_chart(
     figures.effects_figure(effects, "delta", "Change of the log-odds when a part is left out or swapped"), theme=None
 )
 
 st.subheader("Where the answer looks")
-attention = ask(work, "attention", case)
+attention = attention_of(work, case)
 lines = [
     {"layer": n, "segment": segment, "share": share, "low": share, "high": share}
     for segment, shares in grouped(attention.by_segment()).items()

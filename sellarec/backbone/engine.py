@@ -6,8 +6,10 @@ share a prefix share its computation; the prefix needs no gradient, because noth
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -167,20 +169,58 @@ def attention_weights(lm: LanguageModel, row: TokenRow, soft: dict[str, Tensor] 
     Raises:
         SellarecError: the backbone's attention does not give its weights away.
     """
-    model = lm.model
-    usual = model.config._attn_implementation
     ids = torch.tensor([row.prefix + row.suffix], device=lm.placement.device)
     embeds = lm.embedding(ids)
     for token, vectors in (soft or {}).items():
         embeds = embeds.index_put(torch.nonzero(ids == lm.soft_ids[token], as_tuple=True), vectors.to(embeds.dtype))
-    try:
-        model.set_attn_implementation("eager")  # the only kind that shows its weights
+    with showing_attention(lm):
         layers = _body(lm)(inputs_embeds=embeds, output_attentions=True).attentions
-    finally:
-        model.set_attn_implementation(usual)
     if not layers or layers[0] is None:
         raise SellarecError("This backbone's attention does not show its weights.")
     return torch.stack([layer[0].float() for layer in layers]).cpu().numpy()
+
+
+@torch.inference_mode()
+def answer_and_attention(
+    lm: LanguageModel, row: TokenRow, soft: dict[str, Tensor], prefixes: dict[tuple[int, ...], object]
+) -> tuple[float, np.ndarray]:
+    """The log-odds of one row, and how much its last position attends to each position, averaged over heads.
+
+    Args:
+        soft: For each soft token its vector, shape (1, d_L).
+        prefixes: Keys and values by prefix: what is in it is not computed again, what is not is added.
+
+    Returns:
+        The log-odds, and shape (layers, T), float32, each line summing to 1.
+
+    Raises:
+        SellarecError: the backbone's attention does not give its weights away.
+    """
+    if row.prefix and row.prefix not in prefixes:
+        prefixes[row.prefix] = _prefix_cache(lm, [row])[0]
+    past = copy.deepcopy(prefixes.get(row.prefix))  # a pass writes into it
+    ids = torch.tensor([row.suffix], device=lm.placement.device)
+    embeds = lm.embedding(ids)
+    for token, vectors in soft.items():
+        embeds = embeds.index_put(torch.nonzero(ids == lm.soft_ids[token], as_tuple=True), vectors.to(embeds.dtype))
+    with showing_attention(lm):
+        out = _body(lm)(inputs_embeds=embeds, past_key_values=past, use_cache=past is not None, output_attentions=True)
+    if not out.attentions or out.attentions[0] is None:
+        raise SellarecError("This backbone's attention does not show its weights.")
+    yes, no = lm.answer_head()
+    log_odds = out.last_hidden_state[0, -1].float() @ (yes - no)
+    return log_odds.item(), torch.stack([a[0, :, -1].float().mean(dim=0) for a in out.attentions]).cpu().numpy()
+
+
+@contextmanager
+def showing_attention(lm: LanguageModel) -> Iterator[None]:
+    """Within it the model uses the only kind of attention that shows its weights."""
+    usual = lm.model.config._attn_implementation
+    try:
+        lm.model.set_attn_implementation("eager")
+        yield
+    finally:
+        lm.model.set_attn_implementation(usual)
 
 
 def plan_batches(rows: Sequence[TokenRow], token_budget: int) -> list[np.ndarray]:

@@ -93,6 +93,16 @@ class Dataset:
         Args:
             column: "user" or "item".
         """
+        if column not in self._counted:
+            self._counted[column] = self._count(column)
+            self._counted[column].setflags(write=False)
+        return self._counted[column]
+
+    @cached_property
+    def _counted(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def _count(self, column: str) -> np.ndarray:
         ids = self.interactions[column].to_numpy()
         train = np.flatnonzero(self.interactions["split"] == "train")
         label = self.interactions["label"].to_numpy()[train]
