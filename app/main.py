@@ -17,9 +17,14 @@ PAGES = (
 )
 
 st.set_page_config(page_title="SeLLa-Rec", page_icon=":material/movie:", layout="wide")
-page = st.navigation(
-    [st.Page(f"views/{name}.py", title=title, url_path=name, default=name == "overview") for name, title in PAGES]
+pages = [st.Page(f"views/{name}.py", title=title, url_path=name) for name, title in PAGES]
+# Streamlit gives its default page no address of its own, so that is a door to the first one.
+door = st.Page(
+    lambda: st.switch_page(pages[0], query_params=st.query_params), title="SeLLa-Rec", default=True, visibility="hidden"
 )
+page = st.navigation([door, *pages])
+if page is door:
+    page.run()
 try:
     st.session_state["work"] = choose_work()
     page.run()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from sellarec import tables
@@ -211,8 +212,9 @@ def choose_case(work: Workspace) -> Case:
     own = [int(i) for i in rows[rows["user"] == user]["item"]]
     items = [*own, *(i for i in range(1, data.n_items + 1) if i not in set(own))]
     item = right.selectbox(
-        "item: the user's test rows first, then the catalogue; type to search",
+        "item, test rows first",
         items,
+        help="type to search the catalogue; behind the user's scored test rows stands everything else",
         index=_from_url("item", items, f"ids go from 1 to {data.n_items}"),
         format_func=data.titles.__getitem__,
         key=f"item of {user}",
@@ -237,6 +239,17 @@ def _from_url(name: str, valid: list[int], hint: str) -> int:
             f"'{wanted}' is not {'a user' if name == 'user' else 'an item'} to show; {hint}. The first is shown."
         )
     return 0
+
+
+def show(figure: go.Figure, key: str | None = None) -> None:
+    """A figure under its title as text of the page, which wraps on a narrow screen."""
+    title, note = figure.layout.title.text, figure.layout.title.subtitle.text
+    if title:
+        st.subheader(title)
+    if note:
+        st.caption(note)
+    figure.update_layout(title=None, margin_t=max(30, (figure.layout.margin.t or 90) - 40))
+    st.plotly_chart(figure, theme=None, key=key)
 
 
 def probability(log_odds: float) -> float:

@@ -93,7 +93,17 @@ def test_a_page_is_reached_by_its_url_with_its_row(served, tab):
     tab.goto(f"{address}/user_item?user={row['user']}&item={row['item']}")
     sync_api.expect(tab.get_by_test_id("stMetricValue")).to_have_count(2)
     sync_api.expect(tab.get_by_label("user", exact=True)).to_have_value(re.compile(f"user {row['user']}, "))
-    sync_api.expect(tab.get_by_label(re.compile("^item: "))).to_have_value(work.dataset.titles[row["item"]])
+    sync_api.expect(tab.get_by_label(re.compile("^item, test rows first"))).to_have_value(
+        work.dataset.titles[row["item"]]
+    )
+
+
+def test_every_page_has_an_address_and_the_bare_one_leads_to_the_first(served, tab):
+    for name in ("", "overview", "user_item", "why", "for_you", "alignment_map", "disagreements"):
+        tab.goto(f"{served[0]}/{name}")
+        sync_api.expect(tab.locator("h1")).to_be_visible()
+        sync_api.expect(tab).to_have_url(re.compile(f"/{name or 'overview'}([?]|$)"))
+        assert tab.get_by_text("Page not found").count() == 0
 
 
 def test_ten_sessions_at_once_keep_their_own_rows_and_changes(served, tab):

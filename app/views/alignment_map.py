@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import streamlit as st
-from shared import current_work, needs
+from shared import current_work, needs, show
 
 from sellarec import figures, tables
 from sellarec.analysis import alignment
@@ -52,4 +52,5 @@ for n, condition in enumerate(points["condition"].unique(), start=1):
     figure.add_scatter(
         x=here["x"], y=here["y"], mode="markers", marker=ring, name=titles[item], showlegend=n == 1, row=1, col=n
     )
-st.plotly_chart(figure, theme=None)
+figure.for_each_annotation(lambda a: a.update(text=a.text.replace(" ", "<br>", 1)))  # side by side on a phone too
+show(figure)

@@ -4,7 +4,19 @@ import dataclasses
 
 import pandas as pd
 import streamlit as st
-from shared import answer, ask, choose_case, current_work, done_systems, label_of, needs, probability, rank, scored_rows
+from shared import (
+    answer,
+    ask,
+    choose_case,
+    current_work,
+    done_systems,
+    label_of,
+    needs,
+    probability,
+    rank,
+    scored_rows,
+    show,
+)
 
 from sellarec import figures
 from sellarec.analysis.what_if import Case
@@ -68,7 +80,7 @@ def what_if() -> None:
         "Made-up rows are scored and never stored."
     )
     shares = {"as it is": looked} | ({"after the changes": looks} if changed != case else {})
-    st.plotly_chart(figures.attention_shares_figure(shares), theme=None, key="shares")
+    show(figures.attention_shares_figure(shares), key="shares")
     with st.expander("The prompt"):
         st.code(ask(work, "prompt", changed).text, language=None, wrap_lines=True)
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import streamlit as st
-from shared import attention_of, choose_case, current_work, effects_of, needs
+from shared import attention_of, choose_case, current_work, effects_of, needs, show
 
 from sellarec import figures
 from sellarec.analysis.attention import grouped
@@ -17,9 +17,7 @@ st.write(
 )
 st.subheader("What the answer depends on")
 effects = effects_of(work, case)
-st.plotly_chart(
-    figures.effects_figure(effects, "delta", "Change of the log-odds when a part is left out or swapped"), theme=None
-)
+show(figures.effects_figure(effects, "delta", "Change of the log-odds when a part is left out or swapped"))
 
 st.subheader("Where the answer looks")
 attention = attention_of(work, case)
@@ -28,13 +26,12 @@ lines = [
     for segment, shares in grouped(attention.by_segment()).items()
     for n, share in enumerate(shares.tolist(), start=1)
 ]
-st.plotly_chart(figures.attention_layers_figure(pd.DataFrame(lines)), theme=None)
+show(figures.attention_layers_figure(pd.DataFrame(lines)))
 a, b = st.columns(2)
 layer = a.slider("layer", 1, attention.layers, attention.layers, key="layer", bind="query-params")
 heads = attention.weights.shape[1]
 head = b.selectbox("head", ["mean", *range(1, heads + 1)])
 chosen = attention.layer(layer) if head == "mean" else attention.weights[layer - 1, head - 1]
-st.plotly_chart(
+show(
     figures.attention_map_figure(attention.tokens, attention.segments, {f"layer {layer}, head {head}": chosen}),
-    theme=None,
 )
