@@ -1,5 +1,7 @@
 """What the answer looks at, and what it depends on."""
 
+import textwrap
+
 import pandas as pd
 import streamlit as st
 from shared import attention_of, choose_case, current_work, effects_of, needs, show
@@ -15,11 +17,9 @@ st.write(
     "Attention describes where the model looks; it does not explain the answer. Leaving a part out tests whether the "
     "answer depends on it."
 )
-st.subheader("What the answer depends on")
-effects = effects_of(work, case)
-show(figures.effects_figure(effects, "delta", "Change of the log-odds when a part is left out or swapped"))
+effects = effects_of(work, case).rename(index=lambda change: textwrap.shorten(change, 42, placeholder=" …"))
+show(figures.effects_figure(effects, "delta", "What the answer depends on", "each part left out or swapped, alone"))
 
-st.subheader("Where the answer looks")
 attention = attention_of(work, case)
 lines = [
     {"layer": n, "segment": segment, "share": share, "low": share, "high": share}
