@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 help:
 	@echo "make report   build .venv, run every notebook on MovieLens-100K, write reports/<run>/index.html"
 	@echo "make app      open the app over the runs, on localhost"
-	@echo "make test     build .venv, run the test suite (5 minutes on 2 cores)"
+	@echo "make test     build .venv, run the test suite (10 minutes on 2 cores)"
 	@echo "make lint     check style"
 	@echo "make clean    remove .venv; runs and reports stay"
 
