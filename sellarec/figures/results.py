@@ -51,7 +51,7 @@ def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
                 col=col,
             )
         figure.add_vline(x=0.5, line={"dash": "dot", "color": "#888888"}, row=1, col=col)
-        figure.update_xaxes(title_text=metric.upper(), row=1, col=col)
+        figure.update_xaxes(title_text=metric.upper(), nticks=4, tickangle=0, row=1, col=col)
     figure.update_yaxes(categoryorder="array", categoryarray=labels, automargin=True)
     figure.update_layout(**LAYOUT, **LEGEND_BELOW, height=190 + 40 * len(labels))
     return titled(figure, "How well each system tells likes from dislikes", note)
@@ -93,7 +93,7 @@ def slices_figure(table: pd.DataFrame, title: str, note: str = "") -> go.Figure:
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     counts = table.drop_duplicates("part")
-    names = [f"{p}<br>{r:,} rows, {u:,} users" for p, r, u in counts[["part", "rows", "users"]].to_numpy()]
+    names = [f"{p}<br>{r:,} rows<br>{u:,} users" for p, r, u in counts[["part", "rows", "users"]].to_numpy()]
     place = dict(zip(counts["part"], names, strict=True))
     for system, lines in table.groupby("system", sort=False):
         for row, metric in enumerate(("auc", "uauc"), start=1):
@@ -119,7 +119,8 @@ def slices_figure(table: pd.DataFrame, title: str, note: str = "") -> go.Figure:
     for row, metric in enumerate(("AUC", "UAUC"), start=1):
         figure.update_yaxes(title_text=metric, range=[max(0, low - 0.02), min(1, high + 0.02)], row=row, col=1)
         figure.add_hline(y=0.5, line={"dash": "dot", "color": "#888888"}, row=row, col=1)
-    figure.update_layout(**LAYOUT, barmode="group", height=640, legend={"orientation": "h", "y": -0.15})
+    figure.update_layout(**LAYOUT, barmode="group", height=660, legend={"orientation": "h", "y": -0.19})
+    figure.update_xaxes(tickangle=0)
     return titled(figure, title, note)
 
 
