@@ -26,6 +26,9 @@ from sellarec.progress import listening
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES, find_system
 
+KEYS = {Workspace: lambda work: f"{work.root} {work.config}", Case: repr}
+"""By what the caches tell these apart; an address in memory may come to be another one's."""
+
 
 def options() -> dict:
     """What `sellarec app` was called with: dataset, backbone, profile, seed, changes, runs."""
@@ -65,12 +68,12 @@ def open_work(config: Config, root: str) -> Workspace:
     return Workspace(config, Path(root), computes=False)
 
 
-@st.cache_resource(show_spinner="Loading the language model, once", hash_funcs={Workspace: id}, max_entries=2)
+@st.cache_resource(show_spinner="Loading the language model, once", hash_funcs=KEYS, max_entries=2)
 def _explorer(work: Workspace) -> Explorer:
     return Explorer(work)
 
 
-@st.cache_resource(show_spinner=False, hash_funcs={Workspace: id})
+@st.cache_resource(show_spinner=False, hash_funcs=KEYS)
 def _turn(work: Workspace) -> threading.Lock:
     """Held by the session that uses the model, which is shared."""
     return threading.Lock()
@@ -110,17 +113,14 @@ def ask(work: Workspace, question: str, *arguments: object) -> object:
         return getattr(_explorer(work), question)(*arguments)
 
 
-CACHED = {"show_spinner": False, "hash_funcs": {Workspace: id, Case: repr}}
-
-
-@st.cache_data(**CACHED, max_entries=1000)
+@st.cache_data(show_spinner=False, hash_funcs=KEYS, max_entries=1000)
 def answer(work: Workspace, case: Case) -> tuple[float, dict[str, float]]:
     """SeLLa-Rec's log-odds of a case, and where its answer looks: attention by segment, averaged over layers."""
     log_odds, attention = ask(work, "look", case)
     return log_odds, {s: float(of_layer.mean()) for s, of_layer in grouped(attention).items()}
 
 
-@st.cache_data(**CACHED, max_entries=8)
+@st.cache_data(show_spinner=False, hash_funcs=KEYS, max_entries=8)
 def attention_of(work: Workspace, case: Case) -> Attention:
     return ask(work, "attention", case)
 
@@ -163,7 +163,7 @@ def label_of(name: str) -> str:
     return find_system(name).label
 
 
-@st.cache_data(show_spinner="Counting scores", hash_funcs={Workspace: id})
+@st.cache_data(show_spinner="Counting scores", hash_funcs=KEYS)
 def scored_rows(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
     """The scored test rows with title and every system's probability; indexed by row id."""
     rows = work.part("test")[["user", "item", "label", "warm"]].copy()
@@ -171,19 +171,19 @@ def scored_rows(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
     return rows.assign(**{name: work.test_scores(name) for name in systems})
 
 
-@st.cache_data(show_spinner=False, hash_funcs={Workspace: id})
+@st.cache_data(show_spinner=False, hash_funcs=KEYS)
 def centred_log_odds(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
     """Log-odds of the scored test rows, less each system's mean: one system may be surer of everything."""
     log_odds = scored_rows(work, systems)[list(systems)].clip(1e-6, 1 - 1e-6).apply(lambda p: np.log(p / (1 - p)))
     return log_odds - log_odds.mean()
 
 
-@st.cache_data(show_spinner="Resampling users", hash_funcs={Workspace: id})
+@st.cache_data(show_spinner="Resampling users", hash_funcs=KEYS)
 def warm_and_cold(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
     return slices.metrics_on(work, systems, {k: m for k, m in slices.warm_masks(work).items() if "3" not in k})
 
 
-@st.cache_data(show_spinner="Resampling users", hash_funcs={Workspace: id})
+@st.cache_data(show_spinner="Resampling users", hash_funcs=KEYS)
 def overall(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
     return tables.overall_table(work, systems)
 

@@ -30,7 +30,7 @@ from sellarec.backbone.lora import lora_config
 from sellarec.config import Config, change_config
 from sellarec.data.dataset import sample_rows
 from sellarec.errors import SellarecError
-from sellarec.prompts import SOFT_TOKENS, PromptWriter
+from sellarec.prompts import SOFT_TOKENS, PromptWriter, item_prompt
 from sellarec.systems.base import Workspace
 from sellarec.training import TrainConfig
 
@@ -225,8 +225,8 @@ class Shape:
         self.text = _lengths([lm.tokenize(writer.write(r)) for r in rows])
         writer = PromptWriter(work.dataset, work.config.prompt, SOFT_TOKENS)
         self.hybrid = _lengths([cut_at_soft_tokens(lm, lm.tokenize(writer.write(r), SOFT_TOKENS)) for r in rows])
-        titles = [work.dataset.titles[i] for i in range(1, min(SAMPLE, work.dataset.n_items) + 1)]
-        self.item_tokens = round(np.mean([len(tokenizer(f"Movie: {t}")["input_ids"]) for t in titles]))
+        items = range(1, min(SAMPLE, work.dataset.n_items) + 1)
+        self.item_tokens = round(np.mean([len(tokenizer(item_prompt(work.dataset, i))["input_ids"]) for i in items]))
 
     def training(
         self,

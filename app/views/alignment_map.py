@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import streamlit as st
-from shared import current_work, needs, show
+from shared import KEYS, current_work, needs, show
 
 from sellarec import figures, tables
 from sellarec.analysis import alignment
@@ -15,7 +15,7 @@ st.title("Alignment map")
 needs(work, "sella_collab")
 
 
-@st.cache_data(show_spinner=False, hash_funcs={Workspace: id})
+@st.cache_data(show_spinner=False, hash_funcs=KEYS)
 def clouds_of(work: Workspace) -> alignment.Clouds:
     return alignment.after_stage_2(work, most=work.dataset.n_items)
 
