@@ -65,9 +65,9 @@ def write(folder, reviews, books, packed=True):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SELLAREC_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SELLAREC_HOME", str(tmp_path / "home's"))
     open_dataset.cache_clear()
-    yield tmp_path / "home"
+    yield tmp_path / "home's"
     open_dataset.cache_clear()
 
 
@@ -77,7 +77,7 @@ def opened():
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_rules_leave_exactly_the_planted_reviews(tmp_path, cache, capsys, packed):
-    sources.fetch("amazon-book", write(tmp_path / "raw", *planted(), packed=packed))
+    sources.fetch("amazon-book", write(tmp_path / "a reader's folder", *planted(), packed=packed))
     data = opened()
     said = capsys.readouterr().out
     assert "reviews with metadata          526  published   27,163,817  differs" in said

@@ -67,7 +67,7 @@ def prepare(folder: Path, target: Path) -> None:
     database = target / "work.duckdb"
     try:
         with duckdb.connect(str(database)) as con:
-            con.execute(f"SET memory_limit = '{MEMORY}'; SET temp_directory = '{target / 'spill'}'")
+            con.execute(f"SET memory_limit = '{MEMORY}'; SET temp_directory = {_quoted(target / 'spill')}")
             con.execute("SET enable_progress_bar = true; SET enable_progress_bar_print = false")  # `_run` asks for it
             text = {"title": "VARCHAR", "category": "VARCHAR"}
             _read_lines(con, "book", books, {"asin": "VARCHAR"}, text)
@@ -126,7 +126,7 @@ def _read_lines(
     columns = ", ".join(f"{value[f]} AS {f}" for f in fields)
     missing = " ".join(f"WHEN {value[f]} IS NULL THEN 'no {f}'" for f in needed)
     source = (
-        f"read_csv('{str(path).replace(chr(39), chr(39) * 2)}', columns = {{'text': 'VARCHAR'}}, auto_detect = false, "
+        f"read_csv({_quoted(path)}, columns = {{'text': 'VARCHAR'}}, auto_detect = false, "
         f"header = false, delim = '\\0', quote = '', escape = '', max_line_size = {LONGEST_LINE}, parallel = false)"
     )
     _run(
@@ -174,15 +174,20 @@ def _select(con: duckdb.DuckDBPyConnection, target: Path) -> dict[str, int]:
     for step in steps:
         _run(con, step, "choosing the reviews")
     order = 'SELECT "user", item, rating, timestamp FROM kept ORDER BY line'
-    con.execute(f"COPY ({order}) TO '{target / 'reviews.parquet'}' (FORMAT parquet)")
+    con.execute(f"COPY ({order}) TO {_quoted(target / 'reviews.parquet')} (FORMAT parquet)")
     books = """SELECT item, title, coalesce(category ->> '$[1]', '') AS genre FROM catalogue
         WHERE item IN (SELECT item FROM kept) ORDER BY item"""
-    con.execute(f"COPY ({books}) TO '{target / 'books.parquet'}' (FORMAT parquet)")
+    con.execute(f"COPY ({books}) TO {_quoted(target / 'books.parquet')} (FORMAT parquet)")
     counted = con.execute(
         """SELECT (SELECT count(*) FROM joined), (SELECT count(*) FROM year), (SELECT count(*) FROM active_user),
         (SELECT count(*) FROM active_item), count(*), count(DISTINCT "user"), count(DISTINCT item) FROM kept"""
     ).fetchone()
     return dict(zip(PUBLISHED, counted, strict=True))
+
+
+def _quoted(path: Path) -> str:
+    """A path as a word of SQL."""
+    return "'" + str(path).replace("'", "''") + "'"
 
 
 def _run(con: duckdb.DuckDBPyConnection, query: str, label: str) -> None:
