@@ -11,6 +11,7 @@ fails leaves the others standing. Runs share what they grow from, such as stage 
 import shlex
 import sys
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from sellarec.systems.registry import TABLES, find_system
 
@@ -29,19 +30,20 @@ for name in SYSTEMS:
 
 wildcard_constraints:
     dataset=r"[^/]+",
+    backbone=r"[^/]+",
     system=r"\w+",
     seed=r"\d+",
 
 
 def result(dataset, backbone, system, seed):
-    return str(STORE / ".finished" / PROFILE / dataset / backbone / f"{system}-{seed}.txt")
+    return str(STORE / ".finished" / PROFILE / quote(dataset, safe="{}") / quote(backbone, safe="{}") / f"{system}-{seed}.txt")
 
 
 def needed(wildcards):
     """What a system grows from; a variant's own copies of it are settled among the runs themselves, by locks."""
     system = find_system(wildcards.system)
     return [] if system.changes else [
-        result(wildcards.dataset, wildcards.backbone, need, wildcards.seed) for need in system.needs
+        result(unquote(wildcards.dataset), unquote(wildcards.backbone), need, wildcards.seed) for need in system.needs
     ]
 
 
@@ -65,7 +67,8 @@ rule run:
         gpu=lambda wildcards: int(find_system(wildcards.system).uses_backbone),
     params:
         program=f"{shlex.quote(sys.executable)} -m sellarec.cli run",
+        what=lambda w: shlex.join(["--dataset", unquote(w.dataset), "--backbone", unquote(w.backbone)]),
         where=f"--runs {shlex.quote(str(STORE))} --profile {PROFILE} {OPTIONS}",
     shell:
-        "{params.program} {wildcards.system} --dataset {wildcards.dataset} --backbone {wildcards.backbone} "
+        "{params.program} {wildcards.system} {params.what} "
         "--seed {wildcards.seed} {params.where} > {output}.part && mv {output}.part {output}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import threading
 import time
@@ -96,9 +97,11 @@ def needs(work: Workspace, *names: str) -> None:
                 + (f"; its last try failed: {reason}" if reason else ": it is being computed, or was interrupted.")
             )
         st.write("The app shows runs and never trains. This command computes them, and goes on from what was begun:")
-        st.code(
-            f"sellarec run {missing[-1]} --dataset {config.dataset} --backbone {config.backbone} --seed {config.seed}"
-        )
+        words = ["--dataset", config.dataset, "--backbone", config.backbone, "--seed", str(config.seed)]
+        words += ["--profile", st.session_state["profile"], "--runs", str(work.root)]
+        for setting, value in options().get("changes", {}).items():
+            words += [f"--{setting.replace('_', '-')}", str(value)]
+        st.code("\n".join(shlex.join(["sellarec", "run", name, *words]) for name in missing), wrap_lines=True)
         st.stop()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from sellarec.distributed import world
 from sellarec.errors import SellarecError
 from sellarec.systems.base import System, Workspace
 from sellarec.systems.registry import TABLES, find_system
@@ -44,7 +45,8 @@ def compute(jobs: list[Job]) -> dict[Job, str]:
     Returns:
         The messages of the failed ones.
     """
-    missing = [job for job in jobs if not job.done]
+    # Of several processes each would look for itself; all of them ask for every job instead.
+    missing = [job for job in jobs if world() > 1 or not job.done]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} are in the store", end="")
     print(f"; to compute: {'; '.join(map(str, missing))}" if missing else "", flush=True)
     failed: dict[Job, str] = {}
@@ -56,6 +58,8 @@ def compute(jobs: list[Job]) -> dict[Job, str]:
             job.work.run(job.system.name)
             took[job.system.uses_backbone].append(time.monotonic() - began)
         except Exception as error:
+            if world() > 1:
+                raise  # the other processes wait for this one; the launcher ends them, and the command goes on later
             if not isinstance(error, SellarecError):
                 traceback.print_exc()
             failed[job] = str(error) or type(error).__name__

@@ -7,6 +7,7 @@ rows; what needs no language model is computed by the first process alone, and o
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+PATIENCE = timedelta(days=7)
+"""How long processes wait for one that works alone, or for another job's lock."""
 
 
 def world() -> int:
@@ -58,4 +62,4 @@ def _state() -> PartialState:
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)

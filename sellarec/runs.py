@@ -15,7 +15,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -134,11 +134,13 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None]) -> Run:
         if not agreed(folder.exists()):
             run = Run(work)
             run.write_json("config", _description(key, _code_so_far(work)))
-            (work / FAILURE).unlink(missing_ok=True)
+            if is_main():
+                (work / FAILURE).unlink(missing_ok=True)
             try:
                 compute(run)
             except Exception as error:
-                (work / FAILURE).write_text(str(error) or type(error).__name__)
+                with suppress(FileExistsError), (work / FAILURE).open("x") as out:  # of several the first one's reason
+                    out.write(str(error) or type(error).__name__)
                 raise
             wait()
             if is_main():

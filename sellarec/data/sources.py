@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from platformdirs import user_cache_path
 
 from sellarec.data import amazon_book
@@ -164,25 +165,28 @@ def fetch(name: str, origin: Path | None = None, *, force: bool = False) -> Path
     folder = home() / "sources" / name
     if is_fetched(name) and not force and origin is None:
         return folder
-    print(f"Fetching {name}. {source.licence}", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
-        files = Path(scratch) / "files"
-        files.mkdir()
-        if source.prepare:
-            if origin is None or not origin.is_dir():
-                raise SellarecError(f"{name} is made of the files of a folder. {_by_hand(source)}")
-            source.prepare(origin, files)
-        elif source.parts:
-            _join(source, origin, Path(scratch), files / source.members[0])
-        elif origin is not None and origin.is_dir():
-            _copy_folder(source, origin, files)
-        else:
-            archive = origin if origin is not None else _download(source, Path(scratch))
-            _extract(source, archive, files)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(files, folder)
+    with FileLock(folder.parent / f".{name}.lock"):
+        if is_fetched(name) and not force and origin is None:
+            return folder  # another process has brought it meanwhile
+        print(f"Fetching {name}. {source.licence}", flush=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
+            files = Path(scratch) / "files"
+            files.mkdir()
+            if source.prepare:
+                if origin is None or not origin.is_dir():
+                    raise SellarecError(f"{name} is made of the files of a folder. {_by_hand(source)}")
+                source.prepare(origin, files)
+            elif source.parts:
+                _join(source, origin, Path(scratch), files / source.members[0])
+            elif origin is not None and origin.is_dir():
+                _copy_folder(source, origin, files)
+            else:
+                archive = origin if origin is not None else _download(source, Path(scratch))
+                _extract(source, archive, files)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(files, folder)
     return folder
 
 

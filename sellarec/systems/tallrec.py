@@ -6,6 +6,8 @@ Eq. 5), not the causal-LM loss over the answer; the prompt holds liked titles on
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 from torch import Tensor, nn
@@ -54,7 +56,8 @@ def stage1_rows(work: Workspace) -> pd.DataFrame:
 
 
 def _settings(config: Config) -> dict:
-    return {"prompt": config.prompt, "lora": config.lora, "stage1": config.stage1}
+    lora = {k: v for k, v in asdict(config.lora).items() if k != "checkpointing"}  # memory only, the same result
+    return {"prompt": config.prompt, "lora": lora, "stage1": config.stage1}
 
 
 def _fit_stage1(work: Workspace, run: Run) -> None:
