@@ -240,9 +240,8 @@ EVERY_PROFILE_ON: dict[str, dict[str, Any]] = {"amazon-book": {"data.like_above"
 QUICK_ON: dict[str, dict[str, Any]] = {
     "ml-100k": {"evaluation.test_rows": 2000, "evaluation.valid_rows": 300},
     "ml-1m": {
-        "stage1.rows": 24000,
-        "stage1.evaluations": 4,
-        "stage3.rows": 8000,
+        "stage1.rows": 8000,
+        "stage3.rows": 12000,
         "evaluation.valid_rows": 1000,
     },
     "amazon-book": {

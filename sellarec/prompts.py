@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sellarec.data.dataset import Dataset
+from sellarec.data.dataset import Dataset, shrunk_rate
 
 USER, ITEM, WARM = "<User_ID>", "<Item_ID>", "<Warm_ID>"
 SOFT_TOKENS = (USER, ITEM, WARM)
@@ -32,13 +32,15 @@ class PromptConfig:
     """Ours: say how much of what the user rated in the training part was liked."""
     item_profile: bool = True
     """Ours: say how many of the users who rated the target in the training part liked it."""
+    expectation: bool = True
+    """Ours: say what both of these together let one expect: the counting baseline's answer, in percent."""
     natural_titles: bool = True
     """Ours: "The Matrix (1999)" instead of "Matrix, The (1999)"."""
 
     @classmethod
     def paper(cls) -> PromptConfig:
         """The paper's content: ten raw titles and the raw target title, nothing else."""
-        return cls(genres=False, user_profile=False, item_profile=False, natural_titles=False)
+        return cls(genres=False, user_profile=False, item_profile=False, expectation=False, natural_titles=False)
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Prompt:
     Attributes:
         spans: Which characters of the whole text say what: (segment, start, end), in order and without gaps. A segment
             is "instruction", "title 1" for the oldest listed title and so on, "user record", "target", "genres",
-            "item record", or a soft token's name. Empty for prompts that a `PromptWriter` did not write.
+            "item record", "expectation", or a soft token's name. Empty for prompts that a `PromptWriter` did not write.
     """
 
     prefix: str
@@ -95,6 +97,7 @@ class PromptWriter:
         names = [natural_title(t) if config.natural_titles else t for t in dataset.titles]
         self._titles = [f'"{name}"' for name in names]
         self._genres = ["", *dataset.catalogue["genres"].str.replace("|", ", ").str.lower()]
+        self._usual = float(dataset.part("train")["label"].mean())
         self._of_user = dataset.training_counts("user")
         self._of_item = dataset.training_counts("item")
 
@@ -127,7 +130,14 @@ class PromptWriter:
         if self.config.item_profile:
             known = f"liked by {_share(*of_item)} users" if of_item[0] else "new here"
             suffix.append(("item record", f" It is {known}."))
+        if self.config.expectation:
+            suffix.append(("expectation", f" Expected from both: {self._expected(of_user, of_item):.0f}%."))
         return _joined(prefix, [*suffix, *self._features(), (INSTRUCTION, " Answer Yes or No. Answer:")])
+
+    def _expected(self, of_user: Sequence[int], of_item: Sequence[int]) -> float:
+        """Percentage of likes that the counting baseline expects; every deviation from the usual rate counts once."""
+        rate = shrunk_rate(*of_user, self._usual) + shrunk_rate(*of_item, self._usual) - self._usual
+        return 100 * min(max(rate, 0.01), 0.99)
 
     def _history(self, items: np.ndarray) -> Pieces:
         pieces = [(INSTRUCTION, f"The user rated these {self.dataset.domain}s highly: ")]

@@ -51,6 +51,20 @@ def test_rows_with_equal_histories_share_the_prefix(data):
     assert "It is new here." in a.suffix and "It is liked by 67% of 3 users." in b.suffix
 
 
+def test_the_expectation_adds_how_far_user_and_item_are_from_the_usual(data):
+    usual = data.part("train")["label"].mean()
+    writer = PromptWriter(data, PromptConfig())
+
+    def expected(of_user, of_item):
+        return float(writer.compose([], 1, of_user, of_item).text.split("Expected from both: ")[1].split("%")[0])
+
+    assert expected((0, 0), (0, 0)) == round(100 * usual)
+    user, item = (12 + 5 * usual) / 20, (1 + 5 * usual) / 15
+    assert expected((15, 12), (10, 1)) == round(100 * (user + item - usual))
+    assert expected((500, 500), (500, 500)) == 99
+    assert "Expected" not in PromptWriter(data, PromptConfig(expectation=False)).compose([], 1).text
+
+
 def test_a_token_that_is_left_out_takes_its_words_with_it(data):
     def suffix(*tokens):
         return PromptWriter(data, PromptConfig(), tokens).compose([], 1).suffix

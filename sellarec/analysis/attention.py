@@ -15,7 +15,7 @@ from sellarec.progress import track
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace
 
-SEGMENTS = ("sink", "instruction", "history", "user record", "target", "genres", "item record")
+SEGMENTS = ("sink", "instruction", "history", "user record", "target", "genres", "item record", "expectation")
 """Segments in the order of the prompt, before the soft tokens; the titles of the history together."""
 
 

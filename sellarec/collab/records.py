@@ -11,10 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sellarec.data.dataset import Dataset
-
-SHRINKAGE = 5.0
-"""Ratings at the average rate of likes that are added to every count, here and in the counting baseline."""
+from sellarec.data.dataset import Dataset, shrunk_rate
 
 
 def training_records(dataset: Dataset, column: str, rows: np.ndarray, unknown: np.ndarray | None = None) -> Tensor:
@@ -42,5 +39,5 @@ def records_of_counts(dataset: Dataset, column: str, counts: np.ndarray) -> Tens
 
 
 def _record(counts: np.ndarray, prior: float) -> np.ndarray:
-    rate = (counts[:, 1] + SHRINKAGE * prior) / (counts[:, 0] + SHRINKAGE)
+    rate = shrunk_rate(counts[:, 0], counts[:, 1], prior)
     return np.stack([np.log(rate / (1 - rate)), np.log1p(counts[:, 0])], axis=1)

@@ -16,6 +16,14 @@ SPLITS = ("train", "valid", "test")
 FOLDS = 5
 """Folds of the cross-fitted counts."""
 
+SHRINKAGE = 5.0
+"""Ratings at the usual rate of likes that are added to every count before a rate is taken of it."""
+
+
+def shrunk_rate(rated: np.ndarray | int, liked: np.ndarray | int, usual: float) -> np.ndarray | float:
+    """Likes per rating, drawn towards the usual rate where there are few ratings, and that rate without any."""
+    return (liked + SHRINKAGE * usual) / (rated + SHRINKAGE)
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -17,6 +17,7 @@ SEGMENT_COLOURS = {
     "target": "#009E73",
     "genres": "#44AA99",
     "item record": "#0072B2",
+    "expectation": "#332288",
     "<User_ID>": "#CC79A7",
     "<Item_ID>": "#D55E00",
     "<Warm_ID>": "#882255",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sellarec.collab.records import SHRINKAGE
+from sellarec.data.dataset import shrunk_rate
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace
 
@@ -20,7 +20,7 @@ def fit(work: Workspace, run: Run) -> None:
     def shrunk_means(column: str, size: int) -> np.ndarray:
         seen = np.bincount(train[column], minlength=size + 1)
         liked = np.bincount(train[column], weights=train["label"], minlength=size + 1)
-        return (liked + SHRINKAGE * prior) / (seen + SHRINKAGE)
+        return shrunk_rate(seen, liked, prior)
 
     run.save_tensors(
         "means",
