@@ -1,99 +1,353 @@
-"""How fast prompts are scored and trained on this machine, as ratios within one run.
+"""What a user of `sellarec` waits for, against the plain way, side by side in one run.
 
-    python benchmarks/engine.py --dataset ml-100k --rows 128
+    sellarec bench --dataset ml-100k
+    python benchmarks/engine.py --dataset ml-1m --rows 512 --curve
 
-Scoring: `score_rows` against the plain way (batches of 16 in file order, logits of the whole vocabulary at every
-position). Training: one LoRA step with and without dropout. The floor is what a matrix product of the backbone's own
-shape reaches here.
+(a) scoring test rows, (b) ranking the catalogue for one user, (c) stage-3 steps, (d) stage-1 steps, (e) stage-2 epochs,
+(f) the bootstrap. The plain way is `plain.py`. "of peak" is what the plain way's operations would need at the rate of a
+large matrix product in the working number format; more than 100 % means that work was saved, not done faster. The last
+line is one JSON document.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import json
+import os
 import platform
+import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import tyro
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+sys.path.insert(0, str(Path(__file__).parent))
+import plain
+
 from sellarec.backbone.engine import log_odds, score_rows, without_prefix
-from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.backbone.language_model import LanguageModel, TokenRow, wrap_language_model
+from sellarec.backbone.loading import load_shape
 from sellarec.backbone.lora import LoraSettings, add_lora
+from sellarec.backbone.prefixes import keep_prefixes
+from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.config import make_config
+from sellarec.evaluation import UserBootstrap, auc, uauc
+from sellarec.plan import matmul_rate
+from sellarec.prompts import SOFT_TOKENS, PromptWriter
+from sellarec.runs import code_version
 from sellarec.systems.base import Workspace
-from sellarec.systems.tallrec import text_rows
+from sellarec.systems.beginnings import cut_prompts, prompts_of
+from sellarec.systems.sella import SoftTokens, row_inputs
 
 
-def seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """The fastest of some repetitions, after one that warms up."""
-    work()
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+@dataclass(frozen=True)
+class Options:
+    """Measure the engine against the plain way on this machine."""
+
+    dataset: str = "ml-100k"
+    """A registered dataset or an own table."""
+    backbone: str = "smollm2-135m"
+    """As for `sellarec run`."""
+    dtype: str = "auto"
+    """As for `sellarec run`: of the engine, and of the plain way beside float32."""
+    rows: int = 128
+    """Rows that are scored; a quarter of them is trained on."""
+    candidates: int = 256
+    """Titles that are ranked for one user; the plain way gets a quarter of them."""
+    repeats: int = 3
+    """Each figure is the median of so many, after one that warms up."""
+    plain: bool = True
+    """Measure the plain way too; without it a backbone may be twice as large."""
+    curve: bool = False
+    """Also score 1,000 to 100,000 rows with two layers of the backbone: time must grow with them, memory not."""
+
+
+@dataclass
+class Table:
+    """Measurements, printed as they come."""
+
+    repeats: int
+    operations_per_token: float
+    rate: float
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def measure(
+        self,
+        task: str,
+        way: str,
+        work: Callable[[], object],
+        amount: int,
+        tokens: int = 0,
+        passes: float = 1,
+        **more: float,
+    ) -> None:
+        """Time some work on `amount` things with `tokens` tokens in all; training needs three passes, or about two."""
         work()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        peak = _PeakMemory()
+        taken = [_seconds(work) for _ in range(self.repeats)]
+        middle = statistics.median(taken)
+        line: dict[str, Any] = {"task": task, "way": way, "per_second": amount / middle}
+        line["spread"] = (max(taken) - min(taken)) / middle
+        if tokens:
+            line["tokens_per_second"] = tokens / middle
+            line["of_peak"] = passes * self.operations_per_token * tokens / middle / self.rate
+        line["peak_gib"] = peak.gib()
+        first = next((m["per_second"] for m in self.lines if m["task"] == task), line["per_second"])
+        line["times_first"] = line["per_second"] / first
+        self.lines.append(line | more)
+        print(
+            f"{task:20} {way:26} {line['per_second']:10,.1f}/s ±{line['spread']:4.0%}"
+            + (f" {line['tokens_per_second']:9,.0f} tokens/s {line['of_peak']:5.0%} of peak" if tokens else " " * 33)
+            + f" {line['peak_gib']:5.1f} GiB  x{line['times_first']:.2f}"
+            + "".join(f"  {k} {v:.4f}" for k, v in more.items()),
+            flush=True,
+        )
 
 
-@torch.inference_mode()
-def plain_scores(lm: LanguageModel, rows: list[TokenRow], batch: int = 16) -> np.ndarray:
-    """Scores as a first script would compute them."""
-    yes, no = lm.answer_ids
-    out = []
-    for start in range(0, len(rows), batch):
-        part = [r.prefix + r.suffix for r in rows[start : start + batch]]
-        longest = max(map(len, part))
-        ids = torch.tensor([list(p) + [0] * (longest - len(p)) for p in part])
-        mask = torch.tensor([[1] * len(p) + [0] * (longest - len(p)) for p in part])
-        logits = lm.model(input_ids=ids, attention_mask=mask).logits.float()
-        last = logits[torch.arange(len(part)), mask.sum(dim=1) - 1]
-        out.append(last[:, yes] - last[:, no])
-    return torch.cat(out).numpy()
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
-def matmul_rate(lm: LanguageModel, tokens: int = 2048) -> float:
-    """Floating-point operations a second of the backbone's widest product."""
-    weight = next(p for n, p in lm.model.named_parameters() if "gate_proj" in n).detach()
-    x = torch.randn(tokens, weight.shape[1], dtype=weight.dtype)
-    return 2 * tokens * weight.numel() / seconds(lambda: x @ weight.T, 10)
+class _PeakMemory:
+    """The most memory held since it was made: the GPU's if there is one, else this process's where Linux tells."""
+
+    def __init__(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        elif sys.platform == "linux":
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def gib(self) -> float:
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() / 2**30
+        status = Path("/proc/self/status")
+        found = [line for line in status.read_text().splitlines() if "VmHWM" in line] if status.exists() else []
+        return int(found[0].split()[1]) / 2**20 if found else float("nan")
 
 
-def training_step(work: Workspace, rows: list[TokenRow], dropout: float) -> float:
-    lm = add_lora(work.fresh_model(), LoraSettings(dropout=dropout), 0)
-    target = torch.ones(len(rows))
+@dataclass
+class Bench:
+    """The rows and models that are measured."""
 
-    def step() -> None:
-        binary_cross_entropy_with_logits(log_odds(lm, [without_prefix(r) for r in rows]), target).backward()
+    options: Options
+    work: Workspace
+    table: Table
 
-    return seconds(step, 2)
+    def __post_init__(self) -> None:
+        self.lm = self.work.base_model
+        self.part = self.work.part("test").iloc[: self.options.rows]
+        self.rows = self.part.index.to_numpy()
+        self.label = torch.from_numpy(self.part["label"].to_numpy().astype(np.float32)).to(self.lm.placement.device)
+        self.texts = prompts_of(self.work, self.lm, self.rows)
+        self.plain_ways: dict[str, LanguageModel] = {}
+        if self.options.plain:
+            exact = self.work.fresh_model()
+            self.plain_ways["plain float32"] = exact.with_model(exact.model.float())
+            if self.work.base_dtype != "float32":
+                self.plain_ways[f"plain {self.work.base_dtype}"] = self.lm
+
+    def kept(self, rows: Sequence[TokenRow], folder: str) -> Any:
+        return keep_prefixes(self.lm, [r.prefix for r in rows], "bench", Path(folder), 50.0)
+
+    def scoring(self) -> None:
+        rows, task = self.texts, "score test rows"
+        tokens, user, label = sum(map(len, rows)), self.part["user"].to_numpy(), self.part["label"].to_numpy()
+        exact = plain.scores(self.plain_ways["plain float32"], rows) if self.plain_ways else None
+
+        def gaps(found: np.ndarray) -> dict[str, float]:
+            if exact is None:
+                return {}
+            return {
+                "max_gap": float(np.abs(found - exact).max()),
+                "auc_gap": auc(label, found) - auc(label, exact),
+                "uauc_gap": uauc(user, label, found) - uauc(user, label, exact),
+            }
+
+        for way, lm in self.plain_ways.items():
+            self.table.measure(
+                task, way, lambda lm=lm: plain.scores(lm, rows), len(rows), tokens, **gaps(plain.scores(lm, rows))
+            )
+        found = score_rows(self.lm, rows, label="")
+        self.table.measure(
+            task, "engine", lambda: score_rows(self.lm, rows, label=""), len(rows), tokens, **gaps(found)
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            cut = cut_prompts(self.work, self.lm, self.rows, rows)
+            kept = self.kept(cut, folder)
+            found = score_rows(self.lm, cut, kept=kept, label="")
+            again = lambda: score_rows(self.lm, cut, kept=kept, label="")  # noqa: E731
+            self.table.measure(task, "engine, beginnings kept", again, len(rows), tokens, **gaps(found))
+
+    def ranking(self) -> None:
+        writer = PromptWriter(self.work.dataset, self.work.config.prompt)
+        history = self.work.dataset.history(int(self.rows[-1]))
+        items = range(1, min(self.options.candidates, self.work.dataset.n_items) + 1)
+        rows = [self.lm.tokenize(writer.compose(history, i, (20, 10), (30, 20))) for i in items]
+        few = rows[::4]
+        for way, lm in self.plain_ways.items():
+            self.table.measure(
+                "rank the catalogue", way, lambda lm=lm: plain.scores(lm, few), len(few), sum(map(len, few))
+            )
+        engine = lambda: score_rows(self.lm, rows, label="")  # noqa: E731
+        self.table.measure("rank the catalogue", "engine", engine, len(rows), sum(map(len, rows)))
+
+    def stage3(self) -> None:
+        few = self.rows[: max(16, len(self.rows) // 4)]
+        work, lm, label = self.work, self.lm, self.label[: len(few)]
+        rows = prompts_of(work, lm, few, SOFT_TOKENS)
+        tokens, inputs = sum(map(len, rows)), [t.to(lm.placement.device) for t in row_inputs(work, few)]
+        mf = MatrixFactorization(work.dataset.n_users, work.dataset.n_items, 64, bias=True, init_std=0.1)
+        semantic = torch.nn.Embedding(work.dataset.n_items + 1, lm.width)
+        soft = SoftTokens(mf, semantic, Projection(mf.feature_dim, lm.width)).to(lm.placement.device)
+        vectors = lambda at: soft(*(t[at] for t in inputs))  # noqa: E731
+        for way, model in self.plain_ways.items():
+            steps = plain.soft_token_steps(model, rows, label, soft, vectors)
+            self.table.measure("train stage 3", way, steps, len(few), tokens, 2)
+        cut = cut_prompts(work, lm, few, rows, SOFT_TOKENS)
+        optimizer = torch.optim.AdamW(soft.parameters(), lr=1e-4)
+
+        def ours(kept: Any) -> None:
+            for at in np.array_split(np.arange(len(cut)), -(-len(cut) // 32)):
+                found = log_odds(lm, [cut[i] for i in at], vectors(at), kept)
+                binary_cross_entropy_with_logits(found, label[at]).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        self.table.measure("train stage 3", "engine, first epoch", lambda: ours(None), len(few), tokens, 2)
+        with tempfile.TemporaryDirectory() as folder:
+            kept = self.kept(cut, folder)
+            self.table.measure("train stage 3", "engine, beginnings kept", lambda: ours(kept), len(few), tokens, 2)
+
+    def stage1(self) -> None:
+        rows = self.texts[: max(16, len(self.texts) // 4)]
+        label, tokens = self.label[: len(rows)], sum(map(len, rows))
+        if self.plain_ways:
+            steps = plain.lora_steps(self.plain_ways["plain float32"], rows, label)
+            self.table.measure("train stage 1", "plain float32", steps, len(rows), tokens, 2)
+        lm = add_lora(self.work.fresh_model(), LoraSettings(dropout=0.0), 0)
+        optimizer = torch.optim.AdamW([p for p in lm.model.parameters() if p.requires_grad], lr=1e-4)
+        order = np.argsort([len(r) for r in rows])
+
+        def ours() -> None:
+            for at in np.array_split(order, -(-len(order) // 16)):
+                found = log_odds(lm, [without_prefix(rows[i]) for i in at])
+                binary_cross_entropy_with_logits(found, label[at]).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        self.table.measure("train stage 1", "engine", ours, len(rows), tokens, 2)
+
+    def stage2(self) -> None:
+        from sellarec.collab.fit import FitConfig, fit_collab
+
+        data, train = self.work.dataset, self.work.dataset.part("train")
+        user, item = (torch.from_numpy(train[c].to_numpy().astype(np.int64)) for c in ("user", "item"))
+        label = torch.from_numpy(train["label"].to_numpy().astype(np.float32))
+        model = lambda: MatrixFactorization(data.n_users, data.n_items, 64, bias=True, init_std=0.1)  # noqa: E731
+        self.table.measure("stage-2 epochs", "plain DataLoader", plain.mf_epochs(model(), user, item, label, 2048), 1)
+        epochs = lambda: fit_collab(model(), data, FitConfig(epochs=5), 0, label="")  # noqa: E731
+        self.table.measure("stage-2 epochs", "engine, with validation", epochs, 5)
+
+    def bootstrap(self) -> None:
+        part = self.work.dataset.part("test")
+        user, label = part["user"].to_numpy(), part["label"].to_numpy()
+        score = np.random.default_rng(0).random(len(part))
+        self.table.measure(
+            "bootstrap resamples", "plain, scikit-learn", lambda: plain.bootstrap(user, label, score, 10), 10
+        )
+
+        def ours() -> None:
+            resampled = UserBootstrap(user, label, 2000)
+            resampled.auc(score)
+            resampled.uauc(score)
+
+        self.table.measure("bootstrap resamples", "vectorised, 2,000", ours, 2000)
+
+    def curve(self) -> None:
+        lm = _shallow(self.options.backbone, self.options.dtype)
+        data = self.work.dataset
+        writer = PromptWriter(data, self.work.config.prompt)
+        real = [lm.tokenize(writer.write(r)) for r in range(min(len(data.interactions), 50_000))]
+        for amount in (1_000, 3_000, 10_000, 30_000, 100_000):
+            # a second copy of a row gets another beginning, so that nothing is shared that would not be
+            rows = [
+                TokenRow((n // len(real) + 1, *real[n % len(real)].prefix), real[n % len(real)].suffix)
+                for n in range(amount)
+            ]
+            self.table.repeats = 1
+            self.table.measure(
+                "two layers, score", f"{amount:,} rows", lambda rows=rows: score_rows(lm, rows, label=""), amount
+            )
+
+
+def _shallow(backbone: str, dtype: str) -> LanguageModel:
+    """Two random layers of the backbone's shape with its tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    from sellarec.backbone.loading import choose_placement
+
+    config, tokenizer = load_shape(backbone)
+    config.num_hidden_layers = 2
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:2]
+    placement = choose_placement(dtype)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=placement.dtype, attn_implementation="eager")
+    return wrap_language_model(model.requires_grad_(False).to(placement.device).eval(), tokenizer, placement)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="ml-100k")
-    parser.add_argument("--rows", type=int, default=128)
-    options = parser.parse_args()
-    work = Workspace(make_config("quick", options.dataset), Path("runs"))
+    options = tyro.cli(Options, prog="sellarec bench", description=__doc__)
+    work = Workspace(
+        make_config("quick", options.dataset, backbone=options.backbone, dtype=options.dtype), Path("runs")
+    )
     lm = work.base_model
-    rows = text_rows(work, lm, work.part("test").index.to_numpy()[: options.rows])
-    tokens = sum(map(len, rows))
     weights = sum(p.numel() for n, p in lm.model.named_parameters() if "layers" in n)
+    rate = matmul_rate(lm.placement.device, lm.placement.dtype)
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {_processor()}"
+    print(f"{where}, {work.base_dtype}; a large matrix product reaches {rate / 1e12:.2f} TFLOP/s")
+    bench = Bench(options, work, Table(options.repeats, 2 * weights, rate))
+    print(f"{len(bench.texts)} rows of {work.dataset.name}, {np.mean([len(r) for r in bench.texts]):.0f} tokens each\n")
+    for task in (bench.scoring, bench.ranking, bench.stage3, bench.stage1, bench.stage2, bench.bootstrap):
+        task()
+    if options.curve:
+        bench.curve()
+    print(
+        json.dumps(
+            {
+                "machine": where,
+                "dtype": work.base_dtype,
+                "matmul_tflops": rate / 1e12,
+                "code": code_version(),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "options": dataclasses.asdict(options),
+                "measured": bench.table.lines,
+            }
+        )
+    )
 
-    plain, ours = seconds(lambda: plain_scores(lm, rows), 1), seconds(lambda: score_rows(lm, rows, label="engine"), 1)
-    gap = np.abs(plain_scores(lm, rows) - score_rows(lm, rows, label="engine")).max()
-    floor = 2 * weights * tokens / matmul_rate(lm)
-    with_dropout, without = (training_step(work, rows[:16], p) for p in (0.05, 0.0))
 
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {work.base_dtype}")
-    print(f"{len(rows)} rows, {tokens / len(rows):.0f} tokens each, of {work.dataset.name}")
-    print(f"scoring, plain    {len(rows) / plain:6.1f} rows/s")
-    print(f"scoring, engine   {len(rows) / ours:6.1f} rows/s   {plain / ours:.2f} times; scores differ by {gap:.3f}")
-    print(f"scoring, floor    {len(rows) / floor:6.1f} rows/s   every token through every layer, at the product's rate")
-    print(f"LoRA, dropout .05 {16 / with_dropout:6.1f} rows/s")
-    print(f"LoRA, dropout 0   {16 / without:6.1f} rows/s   {with_dropout / without:.2f} times")
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ USAGE = """usage: sellarec COMMAND [--help]
   run TABLE        all systems of table3 or of table5, the ablations
   report           execute all notebooks and write reports/<run>/index.html
   app              explore predictions and attention in the browser, on localhost; shows runs, never trains
+  bench            this machine's speed against the plain way of doing the same, in one run
   plan             memory, tokens, operations and time of a run, before it runs; refuses what cannot fit
   doctor           versions, CPU features, chosen number format, what is fetched and what is missing
   profile NAME     print a profile's settings: {profiles}
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _dispatch(argv: list[str]) -> None:
     commands = {"fetch": _fetch, "run": _run, "report": _report, "app": _app, "plan": _plan, "doctor": _doctor}
-    commands["profile"] = _profile
+    commands |= {"profile": _profile, "bench": _bench}
     if not argv or argv[0] in ("-h", "--help"):
         from sellarec.systems.registry import SYSTEMS
 
@@ -188,9 +189,7 @@ def _four(value: float | None) -> str:
 
 def _app(argv: list[str]) -> None:
     options = _parse(AppCommand, argv, "sellarec app")
-    script = Path(__file__).resolve().parent.parent / "app" / "main.py"
-    if not script.is_file():
-        raise SellarecError(f"{script} is not there. The app is part of a checkout: install with pip -e.")
+    script = _of_checkout("app/main.py")
     named, changes = _changes(options.profile, options.config)
     given = {"dataset": options.config.dataset, "profile": options.profile, "runs": str(options.runs.resolve())}
     words = [sys.executable, "-m", "streamlit", "run", str(script)]
@@ -204,6 +203,17 @@ def _app(argv: list[str]) -> None:
         "false",
     ]
     os.execv(sys.executable, [*words, "--", json.dumps(given | named | {"changes": changes})])
+
+
+def _bench(argv: list[str]) -> None:
+    os.execv(sys.executable, [sys.executable, str(_of_checkout("benchmarks/engine.py")), *argv])
+
+
+def _of_checkout(name: str) -> Path:
+    script = Path(__file__).resolve().parent.parent / name
+    if not script.is_file():
+        raise SellarecError(f"{script} is not there; it is part of a checkout: install with pip -e.")
+    return script
 
 
 def _changes(profile: str, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,25 +13,24 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 from tqdm import tqdm
 
-from sellarec.backbone.engine import TOKEN_BUDGET, cut_at_soft_tokens
+from sellarec.backbone.cost import Cost, forward_cost, training_cost
+from sellarec.backbone.engine import TOKEN_BUDGET
 from sellarec.backbone.language_model import TokenRow, wrap_language_model
 from sellarec.backbone.loading import DTYPES, Placement, choose_placement, load_shape
 from sellarec.backbone.lora import lora_config
 from sellarec.config import Config, change_config
 from sellarec.data.dataset import sample_rows
 from sellarec.errors import SellarecError
-from sellarec.prompts import SOFT_TOKENS, PromptWriter, item_prompt
+from sellarec.prompts import SOFT_TOKENS, item_prompt
 from sellarec.systems.base import Workspace
+from sellarec.systems.beginnings import cut_prompts, prompts_of
 from sellarec.training import TrainConfig
 
 GIB = 2**30
@@ -48,20 +47,6 @@ RUNTIME = 500 * 2**20
 WORK = {"cpu": 2.2, "cuda": 1.2}
 """Times what autograd keeps is what a step holds. On a CPU the allocator cannot give back what was freed between two
 tensors that stay: SmolLM2-135M, 16 rows of 123 tokens, float32, kept 2.6 GiB and the process grew by 6.7 (glibc)."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one row: floating-point operations, and the bytes that autograd keeps for the backward pass."""
-
-    operations: float
-    kept: float
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.operations + other.operations, self.kept + other.kept)
-
-    def __mul__(self, factor: float) -> Cost:
-        return Cost(self.operations * factor, self.kept * factor)
 
 
 @dataclass(frozen=True)
@@ -171,19 +156,26 @@ def make_plan(work: Workspace, machine: Machine) -> Plan:
 def _plan_with(shape: Shape, config: Config) -> Plan:
     work, machine = shape.of, shape.machine
     data = work.dataset
-    valid, test = len(work.part("valid")), len(work.part("test"))
+    valid, test, train = (len(work.part(split)) for split in ("valid", "test", "train"))
+    rows = _budget(config.stage3.rows, train)
+    # each beginning is computed once; without the kept ones every step computes them for itself
+    kept = machine.device == "cpu" and shape.kept_bytes(valid + test + rows) <= config.prefix_gib * GIB
     steps = []
     if config.lora.rank:
-        rows = _budget(config.stage1.rows, len(data.part("train"))) * config.stage1.epochs
+        tuned = _budget(config.stage1.rows, train) * config.stage1.epochs
         cost = shape.checkpointed if config.lora.checkpointing else shape.stage1
-        steps.append(shape.training("stage 1, LoRA", rows, config.stage1, shape.text, cost, shape.adapter))
+        steps.append(shape.training("stage 1, LoRA", tuned, config.stage1, shape.text, cost, shape.adapter))
         steps.append(shape.scoring("stage 1, validation", valid * config.stage1.evaluations, shape.text))
-        steps.append(shape.scoring("stage 1, scoring", valid + test, shape.text))
+    if kept:
+        steps.append(shape.scoring("beginnings of prompts", valid + test + rows, shape.hybrid[:, :1]))
+    if config.lora.rank:
+        steps.append(shape.scoring("stage 1, scoring", valid + test, shape.text, kept))
     steps.append(shape.scoring("distilling items", data.n_items, np.array([[0, shape.item_tokens]])))
-    rows = _budget(config.stage3.rows, len(data.part("train"))) * config.stage3.epochs
-    steps.append(shape.training("stage 3, soft tokens", rows, config.stage3, shape.hybrid, shape.stage3))
-    steps.append(shape.scoring("stage 3, validation", valid * config.stage3.evaluations, shape.hybrid))
-    steps.append(shape.scoring("stage 3, scoring", valid + test, shape.hybrid))
+    cost = shape.stage3_behind_kept if kept else shape.stage3
+    through = rows * config.stage3.epochs
+    steps.append(shape.training("stage 3, soft tokens", through, config.stage3, shape.hybrid, cost, kept=kept))
+    steps.append(shape.scoring("stage 3, validation", valid * config.stage3.evaluations, shape.hybrid, kept))
+    steps.append(shape.scoring("stage 3, scoring", valid + test, shape.hybrid, kept))
     return Plan(shape.parameters, shape.adapter, steps, machine)
 
 
@@ -220,11 +212,10 @@ class Shape:
         lm = wrap_language_model(
             self._plain[1], tokenizer, Placement(torch.device("meta"), torch.float32, "shapes only")
         )
-        rows = sample_rows(work.dataset.part("train"), SAMPLE, seed=0).index
-        writer = PromptWriter(work.dataset, work.config.prompt)
-        self.text = _lengths([lm.tokenize(writer.write(r)) for r in rows])
-        writer = PromptWriter(work.dataset, work.config.prompt, SOFT_TOKENS)
-        self.hybrid = _lengths([cut_at_soft_tokens(lm, lm.tokenize(writer.write(r), SOFT_TOKENS)) for r in rows])
+        rows = sample_rows(work.dataset.part("train"), SAMPLE, seed=0).index.to_numpy()
+        texts, hybrids = prompts_of(work, lm, rows), prompts_of(work, lm, rows, SOFT_TOKENS)
+        self.text = _lengths(cut_prompts(work, lm, rows, texts))
+        self.hybrid = _lengths(cut_prompts(work, lm, rows, hybrids, SOFT_TOKENS))
         items = range(1, min(SAMPLE, work.dataset.n_items) + 1)
         self.item_tokens = round(np.mean([len(tokenizer(item_prompt(work.dataset, i))["input_ids"]) for i in items]))
 
@@ -236,33 +227,53 @@ class Shape:
         lengths: np.ndarray,
         cost: Callable[[int, int], Cost],
         trained: int = 0,
+        kept: bool = False,
     ) -> Step:
         """A training step's needs: operations at the mean length, memory at the longest of the sample."""
         per_row = cost(*_whole_numbers(lengths.mean(axis=0))).operations
-        kept = cost(*_whole_numbers(lengths.max(axis=0))).kept * -(-config.batch // config.accumulate)
-        memory = self._weights() + 16 * trained + self.work * kept  # of an adapter: itself, gradient, two moments
-        return Step(name, rows, round(rows * lengths.sum(axis=1).mean()), rows * per_row, self._peak(memory))
+        activations = cost(*_whole_numbers(lengths.max(axis=0))).kept * -(-config.batch // config.accumulate)
+        memory = (
+            self._weights() + 16 * trained + self.work * activations
+        )  # of an adapter: itself, gradient, two moments
+        tokens = lengths[:, int(kept) :].sum(axis=1).mean()
+        return Step(name, rows, round(rows * tokens), rows * per_row, self._peak(memory))
 
-    def scoring(self, name: str, rows: int, lengths: np.ndarray) -> Step:
-        """A scoring step's needs, as if no two rows shared a prefix."""
+    def scoring(self, name: str, rows: int, lengths: np.ndarray, kept: bool = False) -> Step:
+        """A scoring step's needs, as if no two rows shared a prefix; with `kept` it is there already."""
         mean, longest = lengths.sum(axis=1).mean(), int(lengths.sum(axis=1).max())
-        at_work = self.layer(_trained, self._plain, 0, longest, True).kept * max(1, TOKEN_BUDGET // longest)
-        operations = self.whole(_forward, self._plain, round(mean)).operations * rows
-        return Step(name, rows, round(rows * mean), operations, self._peak(self._weights() + self.work * at_work))
+        at_work = self.layer(training_cost, self._plain, 0, longest, True).kept * max(
+            1, TOKEN_BUDGET[self.machine.device] // longest
+        )
+        operations = self.whole(forward_cost, self._plain, round(mean)).operations
+        if kept:
+            operations -= self.whole(forward_cost, self._plain, round(lengths[:, 0].mean())).operations
+            mean = lengths[:, 1].mean()
+        memory = self._peak(self._weights() + self.work * at_work)
+        return Step(name, rows, round(rows * mean), rows * operations, memory)
 
     def stage1(self, prefix: int, suffix: int) -> Cost:
-        return self.whole(_trained, self._adapted, 0, prefix + suffix, False)
+        return self.whole(training_cost, self._adapted, 0, prefix + suffix, False)
 
     def checkpointed(self, prefix: int, suffix: int) -> Cost:
         """Stage 1 that keeps the inputs of every layer and one layer's activations at a time."""
         length = prefix + suffix
         inputs = length * self.config.hidden_size * self.machine.dtype.itemsize * self.layers
-        at_work = self.layer(_trained, self._adapted, 0, length, False).kept
-        again = self.whole(_forward, self._adapted, length).operations
+        at_work = self.layer(training_cost, self._adapted, 0, length, False).kept
+        again = self.whole(forward_cost, self._adapted, length).operations
         return Cost(self.stage1(prefix, suffix).operations + again, inputs + at_work)
 
     def stage3(self, prefix: int, suffix: int) -> Cost:
-        return self.whole(_trained, self._plain, prefix, suffix, True)
+        return self.whole(training_cost, self._plain, prefix, suffix, True)
+
+    def stage3_behind_kept(self, prefix: int, suffix: int) -> Cost:
+        return self.stage3(prefix, suffix) + self.whole(forward_cost, self._plain, prefix) * -1
+
+    def kept_bytes(self, rows: int) -> float:
+        """Disk that keys and values of so many beginnings take."""
+        config = self.config
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        per_token = 2 * self.layers * config.num_key_value_heads * size * self.machine.dtype.itemsize
+        return rows * self.hybrid[:, 0].mean() * per_token
 
     def whole(self, cost: Callable[..., Cost], models: dict[int, nn.Module], *lengths: int) -> Cost:
         """The cost of all layers."""
@@ -310,58 +321,6 @@ def _whole_numbers(lengths: np.ndarray) -> list[int]:
 def _lengths(rows: list[TokenRow]) -> np.ndarray:
     """Tokens of prefix and suffix, shape (n, 2)."""
     return np.array([[len(row.prefix), len(row.suffix)] for row in rows])
-
-
-@lru_cache(maxsize=64)
-def _forward(model: nn.Module, length: int) -> Cost:
-    """A forward pass of one row."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        ids = torch.zeros(1, length, dtype=torch.long, device="meta")
-        _body(model)(input_ids=ids, attention_mask=_mask(model, length, length), use_cache=False)
-    return Cost(counter.get_total_flops(), 0)
-
-
-@lru_cache(maxsize=64)
-def _trained(model: nn.Module, prefix: int, suffix: int, soft: bool) -> Cost:
-    """A forward and backward pass of one row; `soft` lets the gradient flow to the inputs rather than to an adapter."""
-    own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    body, past = _body(model), None
-    alive = []  # or a freed storage's address could be counted for another one's
-    embeds = torch.zeros(1, suffix, model.config.hidden_size, device="meta", dtype=next(model.parameters()).dtype)
-    with (
-        FlopCounterMode(display=False) as counter,
-        saved_tensors_hooks(lambda t: alive.append(t) or keep(t), lambda t: t),
-    ):
-        if prefix:
-            with torch.no_grad():
-                ids = torch.zeros(1, prefix, dtype=torch.long, device="meta")
-                mask = _mask(model, prefix, prefix)
-                past = body(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
-        out = body(
-            inputs_embeds=embeds.requires_grad_(soft),
-            attention_mask=_mask(model, suffix, prefix + suffix),
-            past_key_values=past,
-            use_cache=past is not None,
-        ).last_hidden_state
-        out[:, -1].float().sum().backward()
-    return Cost(counter.get_total_flops(), sum(kept.values()))
-
-
-def _mask(model: nn.Module, queries: int, keys: int) -> Tensor:
-    """A ready-made mask; one of token flags would be looked at, and meta tensors hold nothing."""
-    return torch.zeros(1, 1, queries, keys, device="meta", dtype=next(model.parameters()).dtype)
-
-
-def _body(model: nn.Module) -> nn.Module:
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
 
 
 def described(plan: Plan, backbone: str) -> str:

@@ -117,13 +117,15 @@ def test_the_map_holds_each_item_twice_and_draws_it(small_workspace):
     assert len(counts) == 4 and (counts == len(items)).all() and np.isfinite(points[["x", "y"]]).all().all()
     assert (points["title"] == points["item"].map(work.dataset.catalogue["title"])).all()
     figure = figures.map_figure(points)
-    shown = [t for t in figure.data if t.visible]
-    assert sum(len(t.x) for t in shown) == len(points)
+    assert sum(len(t.x) for t in figure.data) == len(points), "every point is there once"
     buttons = figure.layout.updatemenus[0].buttons
     assert [b.label for b in buttons] == ["colour by cloud", "colour by genre", "colour by popularity"]
-    for button in buttons:
-        visible = button.args[0]["visible"]
-        assert sum(len(t.x) for t, v in zip(figure.data, visible, strict=True) if v) == len(points)
+    by_cloud, by_genre, by_popularity = (b.args[0] for b in buttons)
+    assert [t.marker.color for t in figure.data] == list(by_cloud["marker.color"])
+    assert {t.name for t in figure.data if t.showlegend} == {"semantic vectors", "collaborative vectors"}
+    shown = [n for n, there in zip(by_genre["name"], by_genre["showlegend"], strict=True) if there]
+    assert len(shown) == len(set(shown)) == len(set(by_genre["name"]))
+    assert sum(map(len, by_popularity["marker.color"])) == len(points) and not any(by_popularity["showlegend"])
     again = alignment.alignment_map(work)
     pd.testing.assert_frame_equal(again.reset_index(drop=True), points[again.columns])
 

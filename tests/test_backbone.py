@@ -1,12 +1,14 @@
+import copy
 import dataclasses
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from sellarec.backbone import engine
+from sellarec.backbone import engine, prefixes
 from sellarec.backbone.engine import (
-    cut_at_soft_tokens,
+    cut_where_they_part,
     embed_rows,
     final_hidden,
     log_odds,
@@ -22,6 +24,7 @@ from sellarec.backbone.language_model import (
 )
 from sellarec.backbone.loading import choose_placement
 from sellarec.backbone.lora import LoraSettings, add_lora, merge_lora, save_lora
+from sellarec.backbone.prefixes import keep_prefixes
 from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, Prompt
 from tests.conftest import save_backbone
@@ -48,6 +51,13 @@ def rows(lm):
 
 
 @pytest.fixture(scope="module")
+def cut(lm, rows):
+    """The rows, cut where prompts without soft tokens take another way."""
+    plain = [lm.tokenize(Prompt(HISTORIES[n % 4], f" Film {'x' * (n % 5 + 1)}? Answer:")) for n in range(len(rows))]
+    return [cut_where_they_part(row, other) for row, other in zip(rows, plain, strict=True)]
+
+
+@pytest.fixture(scope="module")
 def soft(lm):
     table = torch.randn(17, 3, lm.width, generator=torch.Generator().manual_seed(1))
     return lambda at: {t: table[at, n] for n, t in enumerate(SOFT_TOKENS)}
@@ -71,12 +81,73 @@ def test_scores_equal_the_plain_forward_of_one_row(lm, rows, soft):
             assert scores[n] == pytest.approx(plain_log_odds(lm, row, vectors), abs=2e-6)
 
 
-def test_prefix_cache_budget_and_cut_change_nothing(lm, rows, soft):
+def test_prompts_are_cut_where_they_part():
+    row, other = TokenRow((1, 2), (3, 4, 5)), TokenRow((1,), (2, 3, 9, 9))
+    assert cut_where_they_part(row, other) == TokenRow((1, 2, 3), (4, 5))
+    assert cut_where_they_part(row, row) == TokenRow((1, 2, 3, 4), (5,)), "a suffix is never empty"
+    assert cut_where_they_part(row, TokenRow((), (7,))) == TokenRow((), (1, 2, 3, 4, 5))
+
+
+def test_prefix_cache_budget_and_cut_change_nothing(lm, rows, cut, soft):
     reference = score_rows(lm, rows, soft)
     for budget in (1, 64, 10_000):
         np.testing.assert_allclose(score_rows(lm, rows, soft, token_budget=budget), reference, atol=2e-6)
-    for change in (without_prefix, lambda r: cut_at_soft_tokens(lm, r)):
-        np.testing.assert_allclose(score_rows(lm, [change(r) for r in rows], soft), reference, atol=2e-6)
+    for changed in (cut, [without_prefix(r) for r in rows]):
+        np.testing.assert_allclose(score_rows(lm, changed, soft), reference, atol=2e-6)
+
+
+def test_kept_prefixes_change_nothing_and_are_computed_once(lm, cut, soft, tmp_path, monkeypatch):
+    kept = keep_prefixes(lm, [r.prefix for r in cut], "tiny", tmp_path, 1.0, token_budget=64)
+    np.testing.assert_allclose(score_rows(lm, cut, soft, kept=kept), score_rows(lm, cut, soft), atol=2e-6)
+    monkeypatch.setattr(prefixes, "_compute", lambda *a: pytest.fail("computed again"))
+    again = keep_prefixes(lm, [r.prefix for r in cut], "tiny", tmp_path, 1.0, token_budget=64)
+    np.testing.assert_array_equal(score_rows(lm, cut, soft, kept=again), score_rows(lm, cut, soft, kept=kept))
+
+
+def test_kept_prefixes_of_a_killed_computation_have_the_same_bytes(lm, cut, tmp_path, monkeypatch):
+    wanted = [r.prefix for r in cut]
+    whole = keep_prefixes(lm, wanted, "tiny", tmp_path / "whole", 1.0, token_budget=64)
+    monkeypatch.setattr(prefixes, "SAVE_SECONDS", 0.0)
+    asked, states = [], engine.prefix_states
+
+    def dying(lm, group):
+        asked.append(len(group))
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return states(lm, group)
+
+    monkeypatch.setattr(prefixes, "prefix_states", dying)
+    with pytest.raises(KeyboardInterrupt):
+        keep_prefixes(lm, wanted, "tiny", tmp_path / "killed", 1.0, token_budget=64)
+    before = len(asked)
+    killed = keep_prefixes(lm, wanted, "tiny", tmp_path / "killed", 1.0, token_budget=64)
+    np.testing.assert_array_equal(killed.data, whole.data)
+    assert killed.starts == whole.starts
+    assert len(asked) - before < sum(1 for _ in prefixes._groups(list(whole.starts), 64)), "it began from nothing"
+
+
+def test_prefixes_in_bfloat16_are_kept_bit_by_bit(lm, cut, tmp_path):
+    half = dataclasses.replace(lm, model=copy.deepcopy(lm.model).to(torch.bfloat16))
+    prefix = max((r.prefix for r in cut), key=len)
+    kept = keep_prefixes(half, [prefix], "tiny bf16", tmp_path, 1.0)
+    stored, lengths = kept.batch([prefix])
+    assert stored.dtype == torch.bfloat16 and lengths.tolist() == [len(prefix)]
+    assert torch.equal(stored, engine.prefix_states(half, [prefix]))
+
+
+def test_prefixes_that_were_used_longest_ago_make_room(lm, cut, tmp_path, capsys):
+    lists = [[r.prefix for r in cut[n : n + 3]] for n in (0, 5, 10)]
+    sizes = [keep_prefixes(lm, p, "size", tmp_path / "size", 1.0).data.nbytes for p in lists]
+    room = (sizes[0] + max(sizes[1:])) / prefixes.GIB
+    for n in (0, 1):
+        keep_prefixes(lm, lists[n], "tiny", tmp_path, room)
+        time.sleep(0.02)
+    keep_prefixes(lm, lists[0], "tiny", tmp_path, room)  # used again
+    keep_prefixes(lm, lists[2], "tiny", tmp_path, room)
+    left = {f.stem for f in tmp_path.glob("*.bin")}
+    assert left == {prefixes._digest("tiny", list(dict.fromkeys(lists[n]))) for n in (0, 2)}
+    assert keep_prefixes(lm, lists[0] * 2 + lists[1], "other", tmp_path, sizes[0] / prefixes.GIB) is None
+    assert "--prefix-gib" in capsys.readouterr().out
 
 
 def test_killed_scoring_goes_on_with_the_same_bytes(lm, rows, soft, tmp_path, monkeypatch):
@@ -107,15 +178,17 @@ def test_permuting_rows_permutes_scores(lm, rows, soft):
     np.testing.assert_allclose(permuted, score_rows(lm, rows, soft)[order], atol=2e-6)
 
 
-def test_gradients_of_soft_tokens_are_the_same_with_and_without_a_cached_prefix(lm, rows, soft):
-    def gradient(change):
+def test_gradients_of_soft_tokens_are_the_same_with_and_without_a_cached_prefix(lm, rows, cut, soft, tmp_path):
+    def gradient(rows, kept=None):
         vectors = {t: v.clone().requires_grad_() for t, v in soft(np.arange(4)).items()}
-        log_odds(lm, [change(r) for r in rows[:4]], vectors).sum().backward()
+        log_odds(lm, rows[:4], vectors, kept).sum().backward()
         return torch.stack([v.grad for v in vectors.values()])
 
-    full, cut = gradient(without_prefix), gradient(lambda r: cut_at_soft_tokens(lm, r))
+    full = gradient([without_prefix(r) for r in rows])
     assert full.abs().min(dim=-1).values.max() > 0
-    torch.testing.assert_close(cut, full, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(gradient(cut), full, atol=1e-6, rtol=1e-4)
+    kept = keep_prefixes(lm, [r.prefix for r in cut], "tiny", tmp_path, 1.0)
+    torch.testing.assert_close(gradient(cut, kept), full, atol=1e-6, rtol=1e-4)
 
 
 def test_raw_yes_is_the_yes_logit(lm, rows, soft):

@@ -84,6 +84,11 @@ def test_a_plan_counts_parameters_rows_and_tokens(planned, deep):
     for step in found.steps:
         assert step.operations > 2 * 0.9 * step.tokens * weights
         assert found.seconds(step) == step.operations / (plan.SHARE * 1e11)
+    assert steps["beginnings of prompts"].rows == steps["stage 3, scoring"].rows + work.config.stage3.rows
+    anew = {s.name: s for s in plan.make_plan(place(planned, deep, prefix_gib=0.0), machine()).steps}
+    assert "beginnings of prompts" not in anew
+    for name in ("stage 1, scoring", "stage 3, soft tokens", "stage 3, scoring"):
+        assert steps[name].operations < anew[name].operations and steps[name].tokens < anew[name].tokens, name
     text = plan.described(found, "tiny")
     assert all(name in text for name in steps) and "together" in text
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,10 +21,19 @@ from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.distributed import is_main, rank, summed, world
 from sellarec.errors import SellarecError
 from sellarec.progress import Progress
-from sellarec.prompts import SOFT_TOKENS
 
-TOKEN_BUDGET = 2048
-"""Padded tokens in one batch. On a 2-core CPU 2,048 scored 1.4 times as many rows a second as 8,192 (bf16, 135M)."""
+if TYPE_CHECKING:
+    from sellarec.backbone.prefixes import KeptPrefixes
+
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 32768}
+"""Padded tokens in one batch, by device. On a 2-core CPU 2,048 scored 1.4 times as many rows a second as 8,192 (bf16,
+135M). A GPU needs more to be busy; its number has not been measured."""
+
+SETTLED = 64
+"""So many batches may be under way before their results are asked for: each such question halts a GPU."""
+
+KEPT_BUDGET = 4
+"""So many times the tokens go into a batch whose prefixes are kept: these take memory, but no computation."""
 
 SAVE_SECONDS = 30.0
 """Partial scores are written this often."""
@@ -32,7 +42,12 @@ SoftVectors = Callable[[np.ndarray], dict[str, Tensor]]
 """Positions of rows (B,) → for each soft token its vectors, shape (B, d_L), float32."""
 
 
-def final_hidden(lm: LanguageModel, rows: Sequence[TokenRow], soft: dict[str, Tensor] | None = None) -> Tensor:
+def final_hidden(
+    lm: LanguageModel,
+    rows: Sequence[TokenRow],
+    soft: dict[str, Tensor] | None = None,
+    kept: KeptPrefixes | None = None,
+) -> Tensor:
     """Post-norm hidden state at each row's last token.
 
     Gradients flow through the suffix and the soft vectors; prefixes are computed once each, without gradient.
@@ -41,6 +56,7 @@ def final_hidden(lm: LanguageModel, rows: Sequence[TokenRow], soft: dict[str, Te
         rows: B token rows; the suffix must not be empty.
         soft: For each soft token its vectors, shape (B, d_L), written over the placeholder's embedding; (B, k, d_L)
             for a token that stands k times in each row.
+        kept: Holds the keys and values of all prefixes, which are not computed then.
 
     Returns:
         Shape (B, d_L), float32.
@@ -51,7 +67,7 @@ def final_hidden(lm: LanguageModel, rows: Sequence[TokenRow], soft: dict[str, Te
     for token, vectors in (soft or {}).items():
         at = torch.nonzero(ids == lm.soft_ids[token], as_tuple=True)
         embeds = embeds.index_put(at, vectors.to(embeds.dtype).flatten(0, -2))
-    past, past_mask, past_length = _prefix_cache(lm, rows)
+    past, past_mask, past_length = _prefix_cache(lm, rows, kept)
     positions = past_length[:, None] + torch.arange(ids.shape[1], device=ids.device)
     with lm.precision():
         states = body(
@@ -65,10 +81,15 @@ def final_hidden(lm: LanguageModel, rows: Sequence[TokenRow], soft: dict[str, Te
     return states[torch.arange(len(rows), device=ids.device), last].float()
 
 
-def log_odds(lm: LanguageModel, rows: Sequence[TokenRow], soft: dict[str, Tensor] | None = None) -> Tensor:
+def log_odds(
+    lm: LanguageModel,
+    rows: Sequence[TokenRow],
+    soft: dict[str, Tensor] | None = None,
+    kept: KeptPrefixes | None = None,
+) -> Tensor:
     """l_Yes − l_No at the answer position, shape (B,), float32 (paper Eq. 2-3 before the softmax)."""
     yes, no = lm.answer_head()
-    return final_hidden(lm, rows, soft) @ (yes - no)
+    return final_hidden(lm, rows, soft, kept) @ (yes - no)
 
 
 @torch.inference_mode()
@@ -77,7 +98,8 @@ def score_rows(
     rows: Sequence[TokenRow],
     soft: SoftVectors | None = None,
     *,
-    token_budget: int = TOKEN_BUDGET,
+    kept: KeptPrefixes | None = None,
+    token_budget: int | None = None,
     raw_yes: bool = False,
     label: str = "scoring",
     resume: Path | None = None,
@@ -86,7 +108,8 @@ def score_rows(
 
     Args:
         soft: Gives the soft vectors of the rows at the given positions.
-        token_budget: Upper bound of padded tokens in one batch; it bounds the memory.
+        kept: As in `final_hidden`.
+        token_budget: Upper bound of padded tokens in one batch; it bounds the memory. None takes the device's.
         resume: A file that keeps the scores so far, every half minute; a second call with it goes on from there.
 
     Returns:
@@ -95,9 +118,10 @@ def score_rows(
     direction = lm.answer_head()[0] if raw_yes else lm.answer_head()[0] - lm.answer_head()[1]
 
     def score(batch: np.ndarray) -> Tensor:
-        return final_hidden(lm, [rows[i] for i in batch], soft(batch) if soft else None) @ direction
+        return final_hidden(lm, [rows[i] for i in batch], soft(batch) if soft else None, kept) @ direction
 
-    scores = _for_all(rows, score, (), token_budget, label, "rows", resume)
+    budget = (token_budget or TOKEN_BUDGET[lm.placement.device.type]) * (KEPT_BUDGET if kept else 1)
+    scores = _for_all(rows, score, (), budget, label, "rows", resume)
     for partial in resume.parent.glob(f"*{resume.name}") if resume and is_main() else ():
         partial.unlink()
     return scores
@@ -108,7 +132,7 @@ def embed_rows(
     lm: LanguageModel,
     rows: Sequence[TokenRow],
     *,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
     label: str,
     unit: str = "rows",
     resume: Path | None = None,
@@ -121,7 +145,8 @@ def embed_rows(
     def embed(batch: np.ndarray) -> Tensor:
         return final_hidden(lm, [rows[i] for i in batch])
 
-    return _for_all(rows, embed, (lm.width,), token_budget, label, unit, resume)
+    budget = token_budget or TOKEN_BUDGET[lm.placement.device.type]
+    return _for_all(rows, embed, (lm.width,), budget, label, unit, resume)
 
 
 def _for_all(
@@ -141,16 +166,27 @@ def _for_all(
     if resume and resume.exists():
         out = np.load(resume)
     done = np.isfinite(out.reshape(len(rows), -1)).all(axis=1)
+    under_way: list[tuple[np.ndarray, Tensor]] = []
+
+    def settle() -> None:
+        for batch, found in under_way:
+            out[batch] = found.cpu().numpy()
+        under_way.clear()
+
     saved = time.monotonic()
     with Progress(label, sum(map(len, mine)), unit, done=sum(int(done[b].sum()) for b in mine)) as progress:
         for batch in mine:
             if done[batch].all():
                 continue
-            out[batch] = compute(batch).cpu().numpy()
+            under_way.append((batch, compute(batch)))
             progress.advance(len(batch))
-            if resume and time.monotonic() - saved > SAVE_SECONDS:
+            due = resume and time.monotonic() - saved > SAVE_SECONDS
+            if due or len(under_way) == SETTLED:
+                settle()
+            if due:
                 _save_whole(out, resume)
                 saved = time.monotonic()
+        settle()
     if resume:
         _save_whole(out, resume)
     if world() > 1:
@@ -255,20 +291,39 @@ def _save_whole(array: np.ndarray, path: Path) -> None:
     fresh.replace(path)
 
 
+@torch.no_grad()
+def prefix_states(lm: LanguageModel, prefixes: Sequence[tuple[int, ...]]) -> Tensor | None:
+    """Keys and values that prefixes leave behind, padded on the right, shape (B, T, layers, 2, heads, head size).
+
+    None if the layers of this backbone do not all keep tensors of one shape.
+    """
+    ids, mask = _pad(prefixes, lm.placement.device)
+    with lm.precision():
+        layers = _body(lm)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values.layers
+    shapes = {tuple(t.shape) for layer in layers for t in (layer.keys, layer.values)}
+    if len(shapes) > 1 or len(next(iter(shapes))) != 4:
+        return None
+    states = torch.stack([torch.stack([layer.keys, layer.values]) for layer in layers])  # (L, 2, B, heads, T, size)
+    return states.permute(2, 4, 0, 1, 3, 5).contiguous()
+
+
 def without_prefix(row: TokenRow) -> TokenRow:
     """The same prompt with everything in the suffix, so that gradients reach all of it."""
     return TokenRow((), row.prefix + row.suffix)
 
 
-def cut_at_soft_tokens(lm: LanguageModel, row: TokenRow) -> TokenRow:
-    """The same prompt with the prefix extended to the first soft token: as much as possible without gradient."""
-    ids = row.prefix + row.suffix
-    soft = {lm.soft_ids[t] for t in SOFT_TOKENS}
-    first = next((n for n, token in enumerate(ids) if token in soft), len(ids) - 1)
-    return TokenRow(ids[:first], ids[first:])
+def cut_where_they_part(row: TokenRow, other: TokenRow) -> TokenRow:
+    """The same prompt with the prefix extended to what another prompt begins with too."""
+    ids, others = row.prefix + row.suffix, other.prefix + other.suffix
+    shorter = min(len(ids), len(others))
+    common = next((n for n in range(shorter) if ids[n] != others[n]), shorter)
+    common = min(common, len(ids) - 1)  # a suffix must not be empty
+    return TokenRow(ids[:common], ids[common:])
 
 
-def _prefix_cache(lm: LanguageModel, rows: Sequence[TokenRow]) -> tuple[object | None, Tensor, Tensor]:
+def _prefix_cache(
+    lm: LanguageModel, rows: Sequence[TokenRow], kept: KeptPrefixes | None = None
+) -> tuple[object | None, Tensor, Tensor]:
     """Keys and values of the rows' prefixes: each distinct one computed once, then handed to its rows."""
     device = lm.placement.device
     if not any(r.prefix for r in rows):
@@ -277,6 +332,8 @@ def _prefix_cache(lm: LanguageModel, rows: Sequence[TokenRow]) -> tuple[object |
             torch.ones(len(rows), 0, dtype=torch.long, device=device),
             torch.zeros(len(rows), dtype=torch.long, device=device),
         )
+    if kept:
+        return _filled_cache(lm, *kept.batch([r.prefix for r in rows]))
     distinct = list(dict.fromkeys(r.prefix for r in rows))
     place = {prefix: n for n, prefix in enumerate(distinct)}
     of_row = torch.tensor([place[r.prefix] for r in rows], device=device)
@@ -288,6 +345,18 @@ def _prefix_cache(lm: LanguageModel, rows: Sequence[TokenRow]) -> tuple[object |
     else:
         of_row = torch.arange(len(rows), device=device)
     return cache, mask[of_row], mask.sum(dim=1)[of_row]
+
+
+def _filled_cache(lm: LanguageModel, states: Tensor, lengths: Tensor) -> tuple[object, Tensor, Tensor]:
+    """The same of keys and values that are there already, as `prefix_states` gives them."""
+    from transformers import DynamicCache  # late, see loading.py
+
+    states, lengths = states.to(lm.placement.device), lengths.to(lm.placement.device)
+    cache = DynamicCache(config=_body(lm).config)
+    for layer in range(states.shape[2]):
+        cache.update(states[:, :, layer, 0].transpose(1, 2), states[:, :, layer, 1].transpose(1, 2), layer)
+    mask = (torch.arange(states.shape[1], device=lengths.device) < lengths[:, None]).long()
+    return cache, mask, lengths
 
 
 def _pad(sequences: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:

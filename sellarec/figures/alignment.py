@@ -48,53 +48,55 @@ def cosine_figure(cosines: dict[str, dict[str, np.ndarray]], note: str = "") -> 
 CLOUD_COLOURS = {"semantic": "#0072B2", "collaborative": "#D55E00"}
 
 
+GENRE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
+
+
 def map_figure(points: pd.DataFrame, note: str = "") -> go.Figure:
     """The alignment map, a panel for each condition; a menu colours it by cloud, by genre or by popularity.
+
+    Every point is there once, in a trace of its condition, cloud and genre; the menu changes colours and names only.
 
     Args:
         points: `condition`, `cloud`, `x`, `y`, `title`, `genre` (one) and `ratings` (in the training part).
     """
     conditions = list(points["condition"].unique())
     figure = make_subplots(rows=1, cols=len(conditions), subplot_titles=conditions, horizontal_spacing=0.03)
-    common = list(points["genre"].value_counts().index[:7])
+    common = list(points["genre"].value_counts().index[: len(GENRE_COLOURS)])
+    colours = dict(zip([*common, "other"], [*GENRE_COLOURS[: len(common)], "#BBBBBB"], strict=True))
     genre = points["genre"].where(points["genre"].isin(common), "other")
-    palette = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442"]
-    symbols = points["cloud"].map({"semantic": 0, "collaborative": 2}).astype(np.int8)  # circles and diamonds
-    views: list[str] = []
-
-    def draw(view: str, mask: pd.Series, name: str, marker: dict, legend: bool = True) -> None:
-        for col, condition in enumerate(conditions, start=1):
-            part = points[mask & (points["condition"] == condition)]
-            figure.add_scattergl(
-                x=part["x"].astype(np.float32),
-                y=part["y"].astype(np.float32),
-                mode="markers",
-                name=name,
-                legendgroup=name,
-                showlegend=legend and col == 1,
-                visible=view == "cloud",
-                text=part["title"] + "<br>" + part["genre"] + ", " + part["ratings"].astype(str) + " ratings",
-                hovertemplate="%{text}<extra></extra>",
-                marker={"size": 5, "opacity": 0.7, "symbol": symbols[part.index], **marker(part)},
-                row=1,
-                col=col,
-            )
-            views.append(view)
-
-    for cloud, colour in CLOUD_COLOURS.items():
-        draw("cloud", points["cloud"] == cloud, f"{cloud} vectors", lambda part, c=colour: {"color": c})
-    for name, colour in zip([*common, "other"], [*palette, "#BBBBBB"], strict=False):
-        draw("genre", genre == name, name, lambda part, c=colour: {"color": c})
-    draw("popularity", points["ratings"] >= 0, "ratings", _popularity, legend=False)
+    views: dict[str, list[tuple[str, object]]] = {"cloud": [], "genre": [], "popularity": []}  # name, colour by trace
+    for (condition, cloud, kind), part in points.groupby(["condition", "cloud", genre], sort=False):
+        figure.add_scattergl(
+            x=part["x"].astype(np.float32),
+            y=part["y"].astype(np.float32),
+            mode="markers",
+            text=part["title"] + "<br>" + part["genre"] + ", " + part["ratings"].astype(str) + " ratings",
+            hovertemplate="%{text}<extra></extra>",
+            marker={"size": 5, "opacity": 0.7, "symbol": "circle" if cloud == "semantic" else "diamond"},
+            row=1,
+            col=conditions.index(condition) + 1,
+        )
+        views["cloud"].append((f"{cloud} vectors", CLOUD_COLOURS[cloud]))
+        views["genre"].append((kind, colours[kind]))
+        views["popularity"].append(("ratings", np.log10(part["ratings"].clip(lower=1)).round(2).tolist()))
+    states = {view: _colouring(traces) for view, traces in views.items()}
+    for trace, *first in zip(figure.data, *states["cloud"].values(), strict=True):
+        trace.update(dict(zip((k.replace(".", "_") for k in states["cloud"]), first, strict=True)))
+    whose = list(range(len(figure.data)))  # a caller may add traces of its own
     menu = [
-        {"label": f"colour by {v}", "method": "update", "args": [{"visible": [w == v for w in views]}]}
-        for v in dict.fromkeys(views)
+        {
+            "label": f"colour by {view}",
+            "method": "update",
+            "args": [state, {"coloraxis.showscale": view == "popularity"}, whose],
+        }
+        for view, state in states.items()
     ]
     reach = points[["x", "y"]].abs().to_numpy().max() * 1.05
     figure.update_xaxes(range=[-reach, reach], showticklabels=False, zeroline=False)
     figure.update_yaxes(range=[-reach, reach], showticklabels=False, zeroline=False)
     bar = {"title": "training<br>ratings", "tickvals": [0, 1, 2, 3], "ticktext": ["1", "10", "100", "1,000"]}
-    figure.update_layout(**LAYOUT, height=660, coloraxis={"colorscale": "Cividis", "colorbar": bar})
+    axis = {"colorscale": "Cividis", "colorbar": bar, "showscale": False}
+    figure.update_layout(**LAYOUT, height=660, coloraxis=axis)
     figure.update_layout(
         margin_t=140,
         legend={"orientation": "h", "y": -0.05},
@@ -103,5 +105,14 @@ def map_figure(points: pd.DataFrame, note: str = "") -> go.Figure:
     return titled(figure, "Do titles and behaviour meet?", note)
 
 
-def _popularity(part: pd.DataFrame) -> dict:
-    return {"color": np.log10(part["ratings"].clip(lower=1)).astype(np.float32), "coloraxis": "coloraxis"}
+def _colouring(traces: list[tuple[str, object]]) -> dict[str, list]:
+    """What a view changes of each trace: one legend entry for every name, none where colours are numbers."""
+    names = [name for name, _ in traces]
+    numbers = [isinstance(colour, list) for _, colour in traces]
+    return {
+        "name": names,
+        "legendgroup": names,
+        "showlegend": [name not in names[:n] and not numbers[n] for n, name in enumerate(names)],
+        "marker.color": [colour for _, colour in traces],
+        "marker.coloraxis": ["coloraxis" if number else None for number in numbers],
+    }

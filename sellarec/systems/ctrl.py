@@ -23,10 +23,11 @@ from sellarec.errors import SellarecError
 from sellarec.progress import Progress
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.beginnings import prompts_of
 from sellarec.systems.collaborative import with_history
 from sellarec.systems.din import new_din
 from sellarec.systems.semantic import standardized
-from sellarec.systems.tallrec import stage1_rows, text_rows
+from sellarec.systems.tallrec import stage1_rows
 
 
 def fit(work: Workspace, run: Run) -> None:
@@ -42,7 +43,7 @@ def fit(work: Workspace, run: Run) -> None:
 
 def _encode(work: Workspace, run: Run) -> Tensor:
     """The untuned language model's last state of each of stage 1's rows, standardized, shape (n, d_L)."""
-    rows = text_rows(work, work.base_model, stage1_rows(work).index.to_numpy())
+    rows = prompts_of(work, work.base_model, stage1_rows(work).index.to_numpy())
     kept = run.scratch("encodings")
     kept.mkdir(exist_ok=True)
     states = embed_rows(work.base_model, rows, label="CTRL, encoding rows", resume=kept / "encodings.npy")

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sellarec.backbone.engine import cut_at_soft_tokens, log_odds, score_rows
-from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.backbone.engine import log_odds, score_rows
+from sellarec.backbone.language_model import LanguageModel
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.collab.records import training_records
 from sellarec.config import Config, Stage3Config
 from sellarec.errors import SellarecError
-from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, PromptWriter
+from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.beginnings import cut_prompts, kept_beginnings, prompts_of
 from sellarec.systems.cold_users import hide_users, known_users
 from sellarec.systems.sella_collab import aligned_parts, stage2_rows, stage3_rows
 from sellarec.training import train
@@ -140,23 +141,22 @@ class HybridModel(nn.Module):
         super().__init__()
         self.soft = soft
         self._lm = lm
-        writer = PromptWriter(work.dataset, work.config.prompt, soft.tokens)
-        new_user = np.zeros(len(rows), dtype=bool) if new_user is None else new_user
-        prompts = (writer.write(r, new) for r, new in zip(rows, new_user, strict=True))
-        self.token_rows: list[TokenRow] = [lm.tokenize(p, soft.tokens) for p in prompts]
-        self._short = [cut_at_soft_tokens(lm, r) for r in self.token_rows]
+        self.token_rows = prompts_of(work, lm, rows, soft.tokens, new_user)
+        self._cut = cut_prompts(work, lm, rows, self.token_rows, soft.tokens, new_user)
+        self._kept = kept_beginnings(work, lm, rows, self._cut)
         self.lengths = np.array([len(r) for r in self.token_rows])
         self._inputs = [t.to(lm.placement.device) for t in row_inputs(work, rows, new_user)]
 
     def forward(self, positions: np.ndarray) -> Tensor:
-        return log_odds(self._lm, [self._short[i] for i in positions], self.vectors(positions))
+        return log_odds(self._lm, [self._cut[i] for i in positions], self.vectors(positions), self._kept)
 
     def vectors(self, positions: np.ndarray) -> dict[str, Tensor]:
         return self.soft(*(t[positions] for t in self._inputs))
 
     def score(self, raw_yes: bool = False, label: str = "scoring", resume: Path | None = None) -> np.ndarray:
         """Log-odds of all rows, shape (n,)."""
-        return score_rows(self._lm, self.token_rows, self.vectors, raw_yes=raw_yes, label=label, resume=resume)
+        rows = self._cut if self._kept else self.token_rows
+        return score_rows(self._lm, rows, self.vectors, kept=self._kept, raw_yes=raw_yes, label=label, resume=resume)
 
 
 PROJECTIONS = ("aligned", "random")

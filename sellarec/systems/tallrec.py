@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from sellarec.backbone.engine import log_odds, score_rows, without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.backbone.lora import add_lora, merge_lora, save_lora
+from sellarec.backbone.prefixes import KeptPrefixes
 from sellarec.config import Config
 from sellarec.data.dataset import sample_rows
-from sellarec.prompts import PromptWriter
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.beginnings import cut_prompts, kept_beginnings, prompts_of
 from sellarec.systems.cold_users import hide_users
 from sellarec.training import train
 
@@ -41,15 +42,6 @@ class TextModel(nn.Module):
         return log_odds(self._lm, [self._rows[i] for i in positions], self.soft(positions) if self.soft else None)
 
 
-def text_rows(
-    work: Workspace, lm: LanguageModel, rows: np.ndarray, new_user: np.ndarray | None = None
-) -> list[TokenRow]:
-    """Tokenized text-only prompts of dataset rows; `new_user` (n,) names rows that hide what is known of their user."""
-    writer = PromptWriter(work.dataset, work.config.prompt)
-    new_user = np.zeros(len(rows), dtype=bool) if new_user is None else new_user
-    return [lm.tokenize(writer.write(r, new)) for r, new in zip(rows, new_user, strict=True)]
-
-
 def stage1_rows(work: Workspace) -> pd.DataFrame:
     """The training rows that the adapter is tuned on."""
     return sample_rows(work.dataset.part("train"), work.config.stage1.rows, work.config.seed)
@@ -67,9 +59,9 @@ def _fit_stage1(work: Workspace, run: Run) -> None:
     lm = add_lora(work.fresh_model(), config.lora, config.seed)
     chosen = stage1_rows(work)
     valid = work.part("valid")
-    valid_rows = text_rows(work, lm, valid.index.to_numpy())
+    valid_rows = prompts_of(work, lm, valid.index.to_numpy())
     rows = chosen.index.to_numpy()
-    model = TextModel(lm, text_rows(work, lm, rows, hide_users(work, rows, config.stage1.cold_users)))
+    model = TextModel(lm, prompts_of(work, lm, rows, new_user=hide_users(work, rows, config.stage1.cold_users)))
     train(
         model,
         chosen["label"].to_numpy(),
@@ -85,18 +77,31 @@ def _fit_stage1(work: Workspace, run: Run) -> None:
     save_lora(lm, run.folder / "adapter")
 
 
-def _score_with(work: Workspace, lm: LanguageModel, run: Run, rows: np.ndarray, label: str) -> np.ndarray:
-    prompts, raw_yes = text_rows(work, lm, rows), work.config.evaluation.raw_yes
-    return sigmoid(score_rows(lm, prompts, raw_yes=raw_yes, label=label, resume=run.partial_scores))
-
-
 def _score_tuned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
-    tuned = merge_lora(work.fresh_model(), run.folder / "adapter") if work.config.lora.rank else work.base_model
-    return _score_with(work, tuned, run, rows, "TALLRec, scoring")
+    if not work.config.lora.rank:
+        return _score_untuned(work, run, rows)
+    lm = merge_lora(work.fresh_model(), run.folder / "adapter")
+    prompts = prompts_of(work, lm, rows)
+    cut = cut_prompts(work, lm, rows, prompts)
+    kept = kept_beginnings(work, lm, rows, cut)
+    return _probabilities(work, lm, run, cut if kept else prompts, "TALLRec, scoring", kept)
 
 
 def _score_untuned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
-    return _score_with(work, work.base_model, run, rows, "zero-shot, scoring")
+    lm = work.base_model
+    return _probabilities(work, lm, run, prompts_of(work, lm, rows), "zero-shot, scoring")
+
+
+def _probabilities(
+    work: Workspace,
+    lm: LanguageModel,
+    run: Run,
+    prompts: list[TokenRow],
+    label: str,
+    kept: KeptPrefixes | None = None,
+) -> np.ndarray:
+    raw_yes = work.config.evaluation.raw_yes
+    return sigmoid(score_rows(lm, prompts, kept=kept, raw_yes=raw_yes, label=label, resume=run.partial_scores))
 
 
 ZERO_SHOT = System(

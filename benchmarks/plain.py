@@ -1,0 +1,111 @@
+"""What one would write first with Hugging Face and peft alone; `engine.py` measures against it.
+
+Batches in file order, padded to their longest row; logits of the whole vocabulary at every position; gradients through
+the whole prompt. It reads the same token ids, so that its scores are the engine's reference too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.data import DataLoader, TensorDataset
+
+from sellarec.backbone.language_model import LanguageModel, TokenRow
+
+BATCH = 16
+
+
+def padded(rows: Sequence[TokenRow], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask, shape (B, T), int64."""
+    ids = [torch.tensor(r.prefix + r.suffix, device=device) for r in rows]
+    mask = [torch.ones_like(i) for i in ids]
+    return tuple(nn.utils.rnn.pad_sequence(s, batch_first=True) for s in (ids, mask))
+
+
+def answers(lm: LanguageModel, logits: Tensor, mask: Tensor) -> Tensor:
+    """l_Yes − l_No behind each row's last token, shape (B,)."""
+    last = logits[torch.arange(len(mask), device=mask.device), mask.sum(dim=1) - 1].float()
+    yes, no = lm.answer_ids
+    return last[:, yes] - last[:, no]
+
+
+@torch.no_grad()
+def scores(lm: LanguageModel, rows: Sequence[TokenRow]) -> np.ndarray:
+    """Log-odds of all rows, shape (n,)."""
+    out = []
+    for start in range(0, len(rows), BATCH):
+        ids, mask = padded(rows[start : start + BATCH], lm.placement.device)
+        out.append(answers(lm, lm.model(input_ids=ids, attention_mask=mask).logits, mask))
+    return torch.cat(out).cpu().numpy()
+
+
+def lora_steps(lm: LanguageModel, rows: Sequence[TokenRow], label: Tensor) -> Callable[[], None]:
+    """One pass of LoRA over the rows, in float32."""
+    adapter = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(copy.deepcopy(lm.model).float(), adapter)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def steps() -> None:
+        for start in range(0, len(rows), BATCH):
+            ids, mask = padded(rows[start : start + BATCH], lm.placement.device)
+            logits = model(input_ids=ids, attention_mask=mask).logits
+            binary_cross_entropy_with_logits(answers(lm, logits, mask), label[start : start + BATCH]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return steps
+
+
+def soft_token_steps(
+    lm: LanguageModel, rows: Sequence[TokenRow], label: Tensor, soft: nn.Module, vectors: Callable[[np.ndarray], dict]
+) -> Callable[[], None]:
+    """One pass of stage 3 over the rows."""
+    optimizer = torch.optim.AdamW([p for p in soft.parameters() if p.requires_grad], lr=1e-4)
+
+    def steps() -> None:
+        for start in range(0, len(rows), BATCH):
+            at = np.arange(start, min(start + BATCH, len(rows)))
+            ids, mask = padded([rows[i] for i in at], lm.placement.device)
+            embeds = lm.embedding(ids)
+            for token, vector in vectors(at).items():
+                embeds = embeds.index_put(torch.nonzero(ids == lm.soft_ids[token], as_tuple=True), vector.to(embeds))
+            logits = lm.model(inputs_embeds=embeds, attention_mask=mask).logits
+            binary_cross_entropy_with_logits(answers(lm, logits, mask), label[start : start + BATCH]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return steps
+
+
+def mf_epochs(model: nn.Module, user: Tensor, item: Tensor, label: Tensor, batch: int) -> Callable[[], None]:
+    """One epoch of matrix factorisation through a DataLoader."""
+    loader = DataLoader(TensorDataset(user, item, label), batch_size=batch, shuffle=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def epoch() -> None:
+        for users, items, liked in loader:
+            optimizer.zero_grad()
+            binary_cross_entropy_with_logits(model(users, items), liked).backward()
+            optimizer.step()
+
+    return epoch
+
+
+def bootstrap(user: np.ndarray, label: np.ndarray, score: np.ndarray, resamples: int) -> np.ndarray:
+    """AUC and UAUC of resampled users, shape (resamples, 2)."""
+    random = np.random.default_rng(0)
+    rows_of = {u: np.flatnonzero(user == u) for u in np.unique(user)}
+    out = []
+    for _ in range(resamples):
+        drawn = random.choice(list(rows_of), len(rows_of))
+        rows = np.concatenate([rows_of[u] for u in drawn])
+        per_user = [roc_auc_score(label[rows_of[u]], score[rows_of[u]]) for u in drawn if np.ptp(label[rows_of[u]])]
+        out.append((roc_auc_score(label[rows], score[rows]), np.mean(per_user)))
+    return np.array(out)

@@ -1,0 +1,64 @@
+"""What the prompts of stage 1 and of every stage-3 system begin with: all up to the sentences of the soft tokens.
+
+It is the same behind one frozen model, so it is computed once and kept (see backbone/prefixes.py).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from sellarec.backbone.engine import cut_where_they_part
+from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.backbone.prefixes import KeptPrefixes, keep_prefixes
+from sellarec.distributed import world
+from sellarec.prompts import SOFT_TOKENS, PromptWriter
+from sellarec.systems.base import Workspace
+
+
+def prompts_of(
+    work: Workspace,
+    lm: LanguageModel,
+    rows: np.ndarray,
+    tokens: tuple[str, ...] = (),
+    new_user: np.ndarray | None = None,
+) -> list[TokenRow]:
+    """Tokenized prompts of dataset rows (n,), with these soft tokens.
+
+    Args:
+        new_user: Rows, as a mask (n,), that hide what is known of their user.
+    """
+    writer = PromptWriter(work.dataset, work.config.prompt, tokens)
+    new_user = np.zeros(len(rows), dtype=bool) if new_user is None else new_user
+    return [lm.tokenize(writer.write(r, new), tokens) for r, new in zip(rows, new_user, strict=True)]
+
+
+def cut_prompts(
+    work: Workspace,
+    lm: LanguageModel,
+    rows: np.ndarray,
+    prompts: list[TokenRow],
+    tokens: tuple[str, ...] = (),
+    new_user: np.ndarray | None = None,
+) -> list[TokenRow]:
+    """The prompts of `prompts_of`, cut where those with soft tokens and those without part."""
+    others = prompts_of(work, lm, rows, () if tokens else SOFT_TOKENS, new_user)
+    return [cut_where_they_part(own, other) for own, other in zip(prompts, others, strict=True)]
+
+
+def kept_beginnings(work: Workspace, lm: LanguageModel, rows: np.ndarray, cut: list[TokenRow]) -> KeptPrefixes | None:
+    """Keys and values of what comes before the cut, for the tuned model; None where they are better computed anew.
+
+    A GPU computes a beginning faster than it is read, and rows that no split holds come once only. What validation and
+    test need is kept in one file.
+    """
+    if lm.placement.device.type != "cpu" or world() > 1 or not (work.computes and work.config.prefix_gib):
+        return None
+    scored = pd.concat([work.part("valid"), work.part("test")]).index.to_numpy()
+    whole = cut
+    if np.isin(rows, scored).all() and not np.array_equal(rows, scored):
+        whole = cut_prompts(work, lm, scored, prompts_of(work, lm, scored))
+    prefixes = [r.prefix for r in whole]
+    if not {r.prefix for r in cut} <= {*prefixes}:  # a prompt that was too long lost more of its front than another
+        prefixes = [r.prefix for r in cut]
+    return keep_prefixes(lm, prefixes, work.tuned_identity, work.root / ".prefixes", work.config.prefix_gib)

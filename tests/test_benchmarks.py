@@ -1,0 +1,44 @@
+"""The benchmark itself, at a size that proves nothing but that it measures what it says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def measured(planted_table, llama, tmp_path_factory):
+    options = ["--dataset", str(planted_table), "--backbone", str(llama), "--rows", "24", "--candidates", "8"]
+    options += ["--dtype", "float32"]
+    command = [sys.executable, "-m", "sellarec.cli", "bench", *options, "--repeats", "1"]
+    where = tmp_path_factory.mktemp("bench")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=where, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])["measured"]
+
+
+def test_every_task_is_measured_beside_its_plain_way(measured):
+    ways = {}
+    for line in measured:
+        ways.setdefault(line["task"], []).append(line["way"])
+        assert line["per_second"] > 0 and line["times_first"] > 0
+    assert len(ways) == 6
+    assert all(names[0].startswith("plain") and len(names) > 1 for names in ways.values())
+
+
+def test_the_engine_scores_as_the_plain_way_does(measured):
+    scored = {line["way"]: line for line in measured if line["task"] == "score test rows"}
+    for way in ("engine", "engine, beginnings kept"):
+        assert scored[way]["max_gap"] < 1e-5
+    assert scored["plain float32"]["max_gap"] == 0
+
+
+def test_the_script_for_a_gpu_is_sound_shell_and_knows_its_sizes():
+    script = REPOSITORY / "benchmarks" / "h200.sh"
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    refused = subprocess.run([script, "huge"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "usage" in refused.stderr
