@@ -52,6 +52,8 @@ class Stage3Config(TrainConfig):
     thousand rows cannot steer half a million weights, and at a high rate these wander."""
     records: bool = True
     """Ours: add to the user and item token how much of their training ratings were likes, and how many there were."""
+    facts: bool = True
+    """Ours: add genres and year to the warm token."""
     vector_norm: float = 0.25
     """Mean norm at which projected collaborative and semantic vectors start, in norms of a token embedding."""
     tokens: str = "user,item,warm"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sellarec.analysis.alignment import after_stage_2
-from sellarec.collab.records import training_records
+from sellarec.collab.records import item_facts, training_records
 from sellarec.config import make_config
 from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
@@ -92,7 +92,8 @@ def test_stage_3_trains_what_table_1_says_and_nothing_else(small_workspace):
     model = HybridModel(lm, soft, work, rows)
     model(np.arange(6)).sum().backward()
     trained = {n.split(".")[1] for n, p in model.named_parameters() if p.requires_grad}
-    assert trained == {"mf", "semantic", "collab_projection", "warm_projection", "record_projections"}
+    projections = {"collab_projection", "warm_projection", "record_projections", "fact_projection"}
+    assert trained == {"mf", "semantic", *projections}
     for name in ("mf.user_embedding", "mf.item_embedding", "semantic", "warm_projection"):
         assert model.get_parameter(f"soft.{name}.weight").grad.abs().sum() > 0, name
     assert model.soft.mf.user_bias.grad.abs().sum() > 0 and model.soft.mf.item_bias.grad.abs().sum() > 0
@@ -130,6 +131,7 @@ def test_each_part_of_the_soft_tokens_starts_at_its_share_of_a_word_embeddings_n
             (soft.user_scale * soft.collab_projection(soft.mf.user_features(user.unique())), 0.25),
             (soft.collab_projection(soft.mf.item_features(item.unique())), 0.25),
             (soft.warm_projection(soft.semantic(item.unique())), 0.25),
+            (soft.fact_projection(soft.facts[item.unique()]), 0.25),
             (soft.record_projections["item"](item_record), 1.0),
         ]
     for part, share in starts:
@@ -162,6 +164,22 @@ def test_biases_and_records_reach_the_soft_tokens(small_workspace):
         assert changed(before, soft(user, item, record, record + 1)) == [False, True, False]
         soft.mf.item_bias[1] += 1
         assert changed(before, soft(user, item, record, record)) == [False, True, False]
+        before = soft(user, item, record, record)
+        soft.facts[1, -1] += 1
+        assert changed(before, soft(user, item, record, record)) == [False, False, True]
+
+
+def test_facts_are_genres_less_their_mean_and_the_standardized_year(small_workspace):
+    data = small_workspace.dataset
+    facts = item_facts(data).numpy()
+    genres = data.catalogue["genres"].str.get_dummies("|")
+    names = genres.sum().sort_values(ascending=False, kind="stable").index
+    assert facts.shape == (data.n_items + 1, len(names) + 1) and not facts[0].any()
+    np.testing.assert_allclose(facts[1:, :-1], genres[names] - genres[names].mean(), atol=1e-6)
+    np.testing.assert_allclose([facts[1:, -1].mean(), facts[1:, -1].std(ddof=1)], [0, 1], atol=1e-5)
+    nothing = data.catalogue.assign(genres="", year=np.nan)
+    bare = item_facts(dataclasses.replace(data, catalogue=nothing))
+    assert bare.shape == (data.n_items + 1, 1) and not bare.any()
 
 
 def test_a_record_is_the_shrunken_log_odds_and_the_log_count_standardized(small_workspace):

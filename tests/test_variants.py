@@ -157,7 +157,7 @@ def test_showing_some_tokens_trains_their_parts_only(small_workspace):
         return {n.split(".")[0] for n, p in soft.named_parameters() if p.requires_grad}
 
     assert isinstance(soft.show(SOFT_TOKENS, (WARM,)), SoftTokens)
-    assert trained() == {"semantic", "warm_projection"}
+    assert trained() == {"semantic", "warm_projection", "fact_projection"}
     soft.show((USER, ITEM), (USER, ITEM))
     assert trained() == {"mf", "collab_projection", "record_projections"}
 

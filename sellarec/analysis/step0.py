@@ -16,7 +16,7 @@ from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace
 from sellarec.systems.sella import HybridModel, new_soft_tokens
 
-_BARE = {"stage3.records": False}
+_BARE = {"stage3.records": False, "stage3.facts": False}
 CONDITIONS = {
     "CL + projection": _BARE,
     "CL, random projection": {**_BARE, "stage3.projection": "random"},

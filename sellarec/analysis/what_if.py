@@ -231,7 +231,7 @@ class Explorer:
         made = self._soft(*ids, *records)
         if WARM in made:
             warm = [c.item if c.warm_token is None else c.warm_token for c in cases]
-            made[WARM] = self._soft.warm_projection(self._soft.semantic(torch.tensor(warm, device=device)))
+            made[WARM] = self._soft.warm(torch.tensor(warm, device=device))
         return {t: v[[n for n, c in enumerate(cases) if t in c.tokens]] for t, v in made.items()}
 
     def _total_counts(self, column: str) -> list[Counts]:

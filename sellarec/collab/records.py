@@ -1,4 +1,6 @@
-"""A user's or item's record in the training part, as numbers that a projection reads.
+"""What is known of users and items besides vectors, as numbers that a projection reads: records and facts.
+
+A record is a user's or an item's in the training part; facts are an item's genres and year, which need no rating.
 
 The learnt biases of matrix factorisation have seen the label of every row they were fitted on, so a later stage that
 is trained on the same rows would trust them too much; holding these rows out costs them data. These are shrunken means,
@@ -12,6 +14,9 @@ import torch
 from torch import Tensor
 
 from sellarec.data.dataset import Dataset, shrunk_rate
+
+GENRES = 32
+"""At most so many genres are told apart; MovieLens has 18, Amazon's books have hundreds."""
 
 
 def training_records(dataset: Dataset, column: str, rows: np.ndarray, unknown: np.ndarray | None = None) -> Tensor:
@@ -41,3 +46,17 @@ def records_of_counts(dataset: Dataset, column: str, counts: np.ndarray) -> Tens
 def _record(counts: np.ndarray, prior: float) -> np.ndarray:
     rate = shrunk_rate(counts[:, 0], counts[:, 1], prior)
     return np.stack([np.log(rate / (1 - rate)), np.log1p(counts[:, 0])], axis=1)
+
+
+def item_facts(dataset: Dataset) -> Tensor:
+    """Genres and year of every item by id, shape (n_items + 1, facts), float32; no label is read.
+
+    A column for each of the `GENRES` most frequent genres, less its mean; the last one is the year, standardized. What
+    is not known is 0, and so is all of item 0.
+    """
+    genres = dataset.catalogue["genres"].str.get_dummies("|").astype(np.float32)
+    genres = genres[genres.sum().sort_values(ascending=False, kind="stable").index[:GENRES]]
+    year = dataset.catalogue["year"].astype(np.float32)
+    spread = year.std() if year.nunique() > 1 else 1.0
+    columns = np.column_stack([genres - genres.mean(), ((year - year.mean()) / spread).fillna(0)])
+    return torch.from_numpy(np.vstack([np.zeros((1, columns.shape[1])), columns]).astype(np.float32))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sellarec.collab.records import item_facts
 from sellarec.config import Config
 from sellarec.evaluation import auc
 from sellarec.runs import Run
@@ -22,12 +23,13 @@ HIDDEN, EPOCHS, BATCH, LEARNING_RATE = 256, 20, 256, 1e-3
 
 
 def _inputs(work: Workspace, rows: np.ndarray, new_user: np.ndarray | None = None) -> Tensor:
-    """User, item and semantic vectors, stage-2 log-odds and records side by side, shape (n, inputs), float32."""
+    """User, item and semantic vectors, stage-2 log-odds, records and facts side by side, (n, inputs), float32."""
     mf, _, semantic = aligned_parts(work)
     user, item, *records = row_inputs(work, rows, new_user)
     with torch.no_grad():
         score = mf(user, item)[:, None]
-        return torch.cat([mf.user_features(user), mf.item_features(item), semantic(item), score, *records], dim=1)
+        known = [*records, item_facts(work.dataset)[item]]
+        return torch.cat([mf.user_features(user), mf.item_features(item), semantic(item), score, *known], dim=1)
 
 
 def _network(inputs: int) -> nn.Module:
@@ -76,5 +78,12 @@ def _settings(config: Config) -> dict:
 
 
 SYSTEM = System(
-    "mlp_control", "LLM-free control (MLP)", _settings, fit, score, needs=("sella_collab",), uses_backbone=True
+    "mlp_control",
+    "LLM-free control (MLP)",
+    _settings,
+    fit,
+    score,
+    needs=("sella_collab",),
+    uses_backbone=True,
+    version=2,  # reads facts
 )

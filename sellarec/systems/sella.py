@@ -1,8 +1,8 @@
 """Stage 3, SeLLa-Rec itself: the frozen language model reads three trainable soft tokens (paper Eq. 10-11).
 
 Deviations, each a setting: MF has biases and they are part of what the projection reads; records of the training part
-are added to the user and item token; vectors start at a fraction of a word embedding's norm; tables have a rate of
-their own.
+are added to the user and item token, genres and year to the warm token; vectors start at a fraction of a word
+embedding's norm; tables have a rate of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sellarec.backbone.engine import log_odds, score_rows
 from sellarec.backbone.language_model import LanguageModel
 from sellarec.collab.mf import MatrixFactorization, Projection
-from sellarec.collab.records import training_records
+from sellarec.collab.records import item_facts, training_records
 from sellarec.config import Config, Stage3Config
 from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM
@@ -28,7 +28,7 @@ from sellarec.systems.sella_collab import aligned_parts, stage2_rows, stage3_row
 from sellarec.training import train
 
 RECORD_HIDDEN = 64
-"""Width of the hidden layer through which a record of two numbers reaches its token."""
+"""Width of the hidden layer through which a record of two numbers, or an item's facts, reach their token."""
 
 
 RowInputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -38,12 +38,23 @@ RowInputs = tuple[Tensor, Tensor, Tensor, Tensor]
 class SoftTokens(nn.Module):
     """The trainable part of stage 3 (paper Table 1): embeddings, and the projections that make soft tokens of them.
 
-    Ours: the records of user and item in the training part are projected too and added to their tokens.
+    Ours: the records of user and item in the training part are projected too and added to their tokens, and an item's
+    facts, which need no rating, to the warm token.
     """
 
     def __init__(
-        self, mf: MatrixFactorization, semantic: nn.Embedding, projection: Projection, *, records: bool = True
+        self,
+        mf: MatrixFactorization,
+        semantic: nn.Embedding,
+        projection: Projection,
+        *,
+        records: bool = True,
+        facts: Tensor | None = None,
     ) -> None:
+        """
+        Args:
+            facts: By item id, shape (n_items + 1, facts); None leaves them out.
+        """
         super().__init__()
         self.tokens = SOFT_TOKENS
         self.mf, self.semantic, self.collab_projection = mf, semantic, projection
@@ -52,13 +63,15 @@ class SoftTokens(nn.Module):
         self.register_buffer("user_scale", torch.ones(()))
         columns = ("user", "item") if records else ()
         self.record_projections = nn.ModuleDict({c: Projection(2, width, RECORD_HIDDEN) for c in columns})
+        self.register_buffer("facts", facts, persistent=False)
+        self.fact_projection = None if facts is None else Projection(facts.shape[1], width, RECORD_HIDDEN)
         self._learns = {n for n, p in self.named_parameters() if p.requires_grad}
 
     def show(self, tokens: tuple[str, ...], trained: tuple[str, ...]) -> SoftTokens:
         """Make these tokens, and train the parts of some of them only. User and item token share their parts."""
         self.tokens = tokens
         for name, parameter in self.named_parameters():
-            of_warm_token = name.split(".")[0] in ("semantic", "warm_projection")
+            of_warm_token = name.split(".")[0] in ("semantic", "warm_projection", "fact_projection")
             chosen = WARM in trained if of_warm_token else bool({USER, ITEM} & set(trained))
             parameter.requires_grad_(chosen and name in self._learns)
         return self
@@ -80,12 +93,17 @@ class SoftTokens(nn.Module):
         if self.record_projections:
             user_token = user_token + self.record_projections["user"](user_record)
             item_token = item_token + self.record_projections["item"](item_record)
-        made = {USER: user_token, ITEM: item_token, WARM: self.warm_projection(self.semantic(item))}
+        made = {USER: user_token, ITEM: item_token, WARM: self.warm(item)}
         return {t: made[t] for t in self.tokens}
+
+    def warm(self, item: Tensor) -> Tensor:
+        """Ids (B,) → vectors of the warm token, shape (B, d_L)."""
+        token = self.warm_projection(self.semantic(item))
+        return token if self.fact_projection is None else token + self.fact_projection(self.facts[item])
 
     @torch.no_grad()
     def fit_scale(self, inputs: RowInputs, token_norm: float, vector_norm: float) -> None:
-        """Start all parts at a fixed mean norm: records at `token_norm`, vectors at `vector_norm` times that.
+        """Start all parts at a fixed mean norm: records at `token_norm`, all else at `vector_norm` times that.
 
         The factors go into the last layers rather than beside them, so that a step of the optimiser moves every token
         by about as much. Users share the items' projection and keep a factor of their own.
@@ -96,6 +114,9 @@ class SoftTokens(nn.Module):
         warm = self.warm_projection(self.semantic(item.unique()))
         _rescale(self.collab_projection.layers[-1], items, vector_norm * token_norm)
         _rescale(self.warm_projection, warm, vector_norm * token_norm)
+        if self.fact_projection is not None:
+            facts = self.fact_projection(self.facts[item.unique()])
+            _rescale(self.fact_projection.layers[-1], facts, vector_norm * token_norm)
         self.user_scale.copy_(items.norm(dim=1).mean() / users)
         records = {"user": user_record, "item": item_record}
         for column, projection in self.record_projections.items():
@@ -194,7 +215,8 @@ def new_soft_tokens(work: Workspace, lm: LanguageModel) -> SoftTokens:
     if not config.embedding_learning_rate:  # frozen tables should not take part in the clipping of gradients either
         mf.requires_grad_(False)
         semantic.requires_grad_(False)
-    soft = SoftTokens(mf, semantic, projection, records=config.records)
+    facts = item_facts(work.dataset) if config.facts else None
+    soft = SoftTokens(mf, semantic, projection, records=config.records, facts=facts)
     soft.fit_scale(row_inputs(work, stage2_rows(work).index.to_numpy()), lm.token_norm(), config.vector_norm)
     return soft.to(lm.placement.device)
 

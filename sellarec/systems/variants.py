@@ -26,6 +26,7 @@ COLLM = _variant(
         "stage3.tokens": "user,item",
         "stage3.projection": "random",
         "stage3.records": False,
+        "stage3.facts": False,
         "stage3.embedding_learning_rate": 0.0,
         "stage3.projection_learning_rate": 1e-3,
     },
@@ -53,6 +54,7 @@ first one is not CoLLM-MF, with which the paper identifies it."""
 
 OURS = (
     _variant("no_records", "no records in the tokens", {"stage3.records": False}),
+    _variant("no_facts", "no genres and year in the tokens", {"stage3.facts": False}),
     _variant("no_history", "no liked titles in the prompt", {"prompt.history": 0}),
     _variant("no_lora", "untuned language model", {"lora.rank": 0}),
     _variant("no_bias", "MF without biases", {"stage2.bias": False}),
