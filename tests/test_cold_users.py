@@ -51,7 +51,12 @@ def test_a_hidden_user_reads_like_a_user_who_is_new(work, rows):
     writer = PromptWriter(data, PromptConfig())
     known, hidden = writer.write(rows[7]), writer.write(rows[7], new_user=True)
     assert "The user likes" in known.prefix and "The user is new to movies here." in hidden.prefix
-    assert hidden.suffix == known.suffix and hidden.prefix.split(".")[0] == known.prefix.split(".")[0]
+    assert hidden.prefix.split(".")[0] == known.prefix.split(".")[0]
+    before, after = (p.suffix.split("Expected from both")[0] for p in (known, hidden))
+    assert before == after
+    item = int(data.interactions["item"].iat[rows[7]])
+    stranger = writer.compose(data.history(rows[7], 10), item, (0, 0), data.training_counts("item")[rows[7]])
+    assert hidden == stranger, "what is expected of a hidden user rests on the item alone"
 
     test = data.part("test")
     new = test.index[~test["user"].isin(data.part("train")["user"])].to_numpy()[:1]

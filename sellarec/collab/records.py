@@ -54,7 +54,7 @@ def item_facts(dataset: Dataset) -> Tensor:
     A column for each of the `GENRES` most frequent genres, less its mean; the last one is the year, standardized. What
     is not known is 0, and so is all of item 0.
     """
-    genres = dataset.catalogue["genres"].str.get_dummies("|").astype(np.float32)
+    genres = dataset.catalogue["genres"].str.get_dummies("|").drop(columns="", errors="ignore").astype(np.float32)
     genres = genres[genres.sum().sort_values(ascending=False, kind="stable").index[:GENRES]]
     year = dataset.catalogue["year"].astype(np.float32)
     spread = year.std() if year.nunique() > 1 else 1.0
