@@ -181,7 +181,7 @@ class Config:
     """auto, bfloat16 or float32."""
     prefix_gib: float = 50.0
     """On a CPU: GiB of disk in the run store for keys and values of the beginnings of prompts, which stage 3 and its
-    variants then need not compute again; at most half of what is free. 0 keeps none; results differ in rounding only.
+    variants then need not compute again, and at most 3/4 of what is free. 0 keeps none; results differ in rounding only.
     """
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)

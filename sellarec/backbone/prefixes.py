@@ -29,6 +29,9 @@ Prefix = tuple[int, ...]
 SAVE_SECONDS = 30.0
 """A killed computation loses at most so much work."""
 
+SHARE_OF_DISK = 0.75
+"""Of the space that is free or taken by kept prefixes, at most so much is used."""
+
 GIB = 2**30
 
 
@@ -72,7 +75,7 @@ def keep_prefixes(
 
     Args:
         identity: Of the model and its number format; names what the keys and values are of.
-        gib: The folder may grow to so many GiB, and to half of the free space at most: what was used longest ago goes.
+        gib: The folder may grow to so many GiB, and to `SHARE_OF_DISK` at most: what was used longest ago goes.
         token_budget: Padded tokens in one group.
 
     Returns:
@@ -151,7 +154,8 @@ def _make_room(folder: Path, needed: int, gib: float, keep: Path) -> bool:
     """Remove the files that were used longest ago until `needed` bytes fit; False if they cannot."""
     files = [f for f in folder.iterdir() if f.suffix in (".bin", ".part")]
     here = keep.stat().st_size if keep.exists() else 0
-    allowed = min(gib * GIB, (shutil.disk_usage(folder).free + sum(f.stat().st_size for f in files)) / 2)
+    taken = sum(f.stat().st_blocks * 512 for f in files)  # a file being written is sparse
+    allowed = min(gib * GIB, (shutil.disk_usage(folder).free + taken) * SHARE_OF_DISK)
     if needed > allowed:
         return False
     kept = sum(f.stat().st_size for f in files) - here
