@@ -154,7 +154,7 @@ def _make_room(folder: Path, needed: int, gib: float, keep: Path) -> bool:
     """Remove the files that were used longest ago until `needed` bytes fit; False if they cannot."""
     files = [f for f in folder.iterdir() if f.suffix in (".bin", ".part")]
     here = keep.stat().st_size if keep.exists() else 0
-    taken = sum(f.stat().st_blocks * 512 for f in files)  # a file being written is sparse
+    taken = sum(f.stat().st_size for f in files if f.suffix == ".bin")  # one being written is sparse
     allowed = min(gib * GIB, (shutil.disk_usage(folder).free + taken) * SHARE_OF_DISK)
     if needed > allowed:
         return False
