@@ -244,7 +244,12 @@ EVERY_PROFILE_ON: dict[str, dict[str, Any]] = {"amazon-book": {"data.like_above"
 """What every profile sets further, by dataset."""
 
 QUICK_ON: dict[str, dict[str, Any]] = {
-    "ml-100k": {"evaluation.test_rows": 2000, "evaluation.valid_rows": 300},
+    "ml-100k": {
+        "stage1.rows": 1200,
+        "stage3.rows": 1600,
+        "evaluation.test_rows": 2000,
+        "evaluation.valid_rows": 300,
+    },
     "ml-1m": {
         "stage1.rows": 8000,
         "stage3.rows": 12000,
