@@ -9,12 +9,12 @@ size=${1:-full}
 out=${OUT:-bench-$size}
 python=${PYTHON:-.venv/bin/python}
 dataset=${DATASET:-ml-1m}
-mkdir -p "$out"
 case $size in
 full) profile=full shape=qwen2-7b bench=(--rows 2048 --candidates 2048 --repeats 5) ;;
 smoke) profile=smoke shape=tiny bench=(--rows 32 --candidates 32 --repeats 1) dataset=${DATASET:-ml-100k} ;;
 *) echo "usage: $0 [full|smoke]" >&2 && exit 2 ;;
 esac
+mkdir -p "$out"
 sellarec() { "$python" -m sellarec.cli "$@"; }
 step() {
     local name=$1

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 
-BATCH = 16
+BATCH = {"cpu": 16, "cuda": 256}
+"""Rows at once, in scoring and in training; the engine trains with as many."""
 
 
 def padded(rows: Sequence[TokenRow], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -39,24 +40,25 @@ def answers(lm: LanguageModel, logits: Tensor, mask: Tensor) -> Tensor:
 @torch.no_grad()
 def scores(lm: LanguageModel, rows: Sequence[TokenRow]) -> np.ndarray:
     """Log-odds of all rows, shape (n,)."""
-    out = []
-    for start in range(0, len(rows), BATCH):
-        ids, mask = padded(rows[start : start + BATCH], lm.placement.device)
+    out, batch = [], BATCH[lm.placement.device.type]
+    for start in range(0, len(rows), batch):
+        ids, mask = padded(rows[start : start + batch], lm.placement.device)
         out.append(answers(lm, lm.model(input_ids=ids, attention_mask=mask).logits, mask))
     return torch.cat(out).cpu().numpy()
 
 
 def lora_steps(lm: LanguageModel, rows: Sequence[TokenRow], label: Tensor) -> Callable[[], None]:
-    """One pass of LoRA over the rows, in float32."""
+    """One pass of LoRA over the rows; the adapter is in float32, whatever the backbone is in."""
     adapter = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(copy.deepcopy(lm.model).float(), adapter)
+    model = get_peft_model(copy.deepcopy(lm.model), adapter)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    batch = BATCH[lm.placement.device.type]
 
     def steps() -> None:
-        for start in range(0, len(rows), BATCH):
-            ids, mask = padded(rows[start : start + BATCH], lm.placement.device)
+        for start in range(0, len(rows), batch):
+            ids, mask = padded(rows[start : start + batch], lm.placement.device)
             logits = model(input_ids=ids, attention_mask=mask).logits
-            binary_cross_entropy_with_logits(answers(lm, logits, mask), label[start : start + BATCH]).backward()
+            binary_cross_entropy_with_logits(answers(lm, logits, mask), label[start : start + batch]).backward()
             optimizer.step()
             optimizer.zero_grad()
 
@@ -68,16 +70,17 @@ def soft_token_steps(
 ) -> Callable[[], None]:
     """One pass of stage 3 over the rows."""
     optimizer = torch.optim.AdamW([p for p in soft.parameters() if p.requires_grad], lr=1e-4)
+    batch = BATCH[lm.placement.device.type]
 
     def steps() -> None:
-        for start in range(0, len(rows), BATCH):
-            at = np.arange(start, min(start + BATCH, len(rows)))
+        for start in range(0, len(rows), batch):
+            at = np.arange(start, min(start + batch, len(rows)))
             ids, mask = padded([rows[i] for i in at], lm.placement.device)
             embeds = lm.embedding(ids)
             for token, vector in vectors(at).items():
                 embeds = embeds.index_put(torch.nonzero(ids == lm.soft_ids[token], as_tuple=True), vector.to(embeds))
             logits = lm.model(inputs_embeds=embeds, attention_mask=mask).logits
-            binary_cross_entropy_with_logits(answers(lm, logits, mask), label[start : start + BATCH]).backward()
+            binary_cross_entropy_with_logits(answers(lm, logits, mask), label[start : start + batch]).backward()
             optimizer.step()
             optimizer.zero_grad()
 

@@ -6,6 +6,7 @@ sellarec bench --backbone FOLDER --no-plain
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,8 +57,11 @@ def main() -> None:
     _, tokenizer = load_shape(options.tokenizer)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(Qwen2Config(**SHAPES[options.like]), dtype=torch.bfloat16)
-    model.save_pretrained(options.folder)
-    tokenizer.save_pretrained(options.folder)
+    fresh = options.folder.with_name(f".writing-{options.folder.name}")  # a kill must not leave half a backbone
+    shutil.rmtree(fresh, ignore_errors=True)
+    model.save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
+    fresh.rename(options.folder)
 
 
 if __name__ == "__main__":

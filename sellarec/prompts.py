@@ -33,7 +33,7 @@ class PromptConfig:
     item_profile: bool = True
     """Ours: say how many of the users who rated the target in the training part liked it."""
     expectation: bool = True
-    """Ours: say what both of these together let one expect: the counting baseline's answer, in percent."""
+    """Ours: where both of these are said, say what they let one expect: the counting baseline's answer, in percent."""
     natural_titles: bool = True
     """Ours: "The Matrix (1999)" instead of "Matrix, The (1999)"."""
 
@@ -130,7 +130,7 @@ class PromptWriter:
         if self.config.item_profile:
             known = f"liked by {_share(*of_item)} users" if of_item[0] else "new here"
             suffix.append(("item record", f" It is {known}."))
-        if self.config.expectation:
+        if self.config.expectation and self.config.user_profile and self.config.item_profile:
             suffix.append(("expectation", f" Expected from both: {self._expected(of_user, of_item):.0f}%."))
         return _joined(prefix, [*suffix, *self._features(), (INSTRUCTION, " Answer Yes or No. Answer:")])
 

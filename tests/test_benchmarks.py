@@ -34,11 +34,10 @@ def test_the_engine_scores_as_the_plain_way_does(measured):
     scored = {line["way"]: line for line in measured if line["task"] == "score test rows"}
     for way in ("engine", "engine, beginnings kept"):
         assert scored[way]["max_gap"] < 1e-5
-    assert scored["plain float32"]["max_gap"] == 0
 
 
 def test_the_script_for_a_gpu_is_sound_shell_and_knows_its_sizes():
     script = REPOSITORY / "benchmarks" / "h200.sh"
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     refused = subprocess.run([script, "huge"], capture_output=True, text=True, check=False)
-    assert refused.returncode == 2 and "usage" in refused.stderr
+    assert refused.returncode == 2 and "usage" in refused.stderr and not (REPOSITORY / "bench-huge").exists()

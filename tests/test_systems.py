@@ -7,7 +7,7 @@ import torch
 
 from sellarec.analysis.alignment import after_stage_2
 from sellarec.collab.records import item_facts, training_records
-from sellarec.config import make_config
+from sellarec.config import change_config, make_config
 from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, uauc
@@ -99,6 +99,19 @@ def test_stage_3_trains_what_table_1_says_and_nothing_else(small_workspace):
     assert model.soft.mf.user_bias.grad.abs().sum() > 0 and model.soft.mf.item_bias.grad.abs().sum() > 0
     assert not any(p.requires_grad or p.grad is not None for p in lm.model.parameters())
     assert all(torch.equal(p, before[n]) for n, p in lm.model.named_parameters())
+
+
+def test_kept_beginnings_are_used_and_change_scores_by_rounding_only(small_workspace, tmp_path):
+    keeping = Workspace(small_workspace.config, tmp_path / "keeping")
+    keeping.run("sella")
+    kept = set((keeping.root / ".prefixes").glob("*.bin"))
+    assert len(kept) == 2, "one for what is scored, one for stage 3's rows"
+    keeping.run("random_projection")
+    assert set((keeping.root / ".prefixes").glob("*.bin")) == kept, "a variant needs no others"
+    anew = Workspace(change_config(keeping.config, {"prefix_gib": 0.0}), tmp_path / "anew")
+    for name in ("tallrec", "sella"):
+        np.testing.assert_allclose(anew.test_scores(name), keeping.test_scores(name), atol=2e-4)
+    assert not (anew.root / ".prefixes").exists()
 
 
 def test_stage_2_moves_semantic_vectors_in_proportion_to_their_entries(small_workspace):

@@ -62,11 +62,12 @@ def final_hidden(
         Shape (B, d_L), float32.
     """
     body = _body(lm)
-    ids, mask = _pad([r.suffix for r in rows], lm.placement.device)
+    ids, mask = _pad([r.suffix for r in rows])
+    places = {t: torch.nonzero(ids == lm.soft_ids[t], as_tuple=True) for t in soft or {}}  # a GPU would have to halt
+    ids, mask = ids.to(lm.placement.device), mask.to(lm.placement.device)
     embeds = lm.embedding(ids)
     for token, vectors in (soft or {}).items():
-        at = torch.nonzero(ids == lm.soft_ids[token], as_tuple=True)
-        embeds = embeds.index_put(at, vectors.to(embeds.dtype).flatten(0, -2))
+        embeds = embeds.index_put(places[token], vectors.to(embeds.dtype).flatten(0, -2))
     past, past_mask, past_length = _prefix_cache(lm, rows, kept)
     positions = past_length[:, None] + torch.arange(ids.shape[1], device=ids.device)
     with lm.precision():
@@ -109,7 +110,8 @@ def score_rows(
     Args:
         soft: Gives the soft vectors of the rows at the given positions.
         kept: As in `final_hidden`.
-        token_budget: Upper bound of padded tokens in one batch; it bounds the memory. None takes the device's.
+        token_budget: Upper bound of padded tokens in one batch, `KEPT_BUDGET` times that with `kept`; it bounds the
+            memory. None takes the device's.
         resume: A file that keeps the scores so far, every half minute; a second call with it goes on from there.
 
     Returns:
@@ -297,7 +299,7 @@ def prefix_states(lm: LanguageModel, prefixes: Sequence[tuple[int, ...]]) -> Ten
 
     None if the layers of this backbone do not all keep tensors of one shape.
     """
-    ids, mask = _pad(prefixes, lm.placement.device)
+    ids, mask = (t.to(lm.placement.device) for t in _pad(prefixes))
     with lm.precision():
         layers = _body(lm)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values.layers
     shapes = {tuple(t.shape) for layer in layers for t in (layer.keys, layer.values)}
@@ -337,7 +339,7 @@ def _prefix_cache(
     distinct = list(dict.fromkeys(r.prefix for r in rows))
     place = {prefix: n for n, prefix in enumerate(distinct)}
     of_row = torch.tensor([place[r.prefix] for r in rows], device=device)
-    ids, mask = _pad(distinct, device)
+    ids, mask = (t.to(device) for t in _pad(distinct))
     with torch.no_grad(), lm.precision():
         cache = _body(lm)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
     if len(distinct) < len(rows):
@@ -359,7 +361,7 @@ def _filled_cache(lm: LanguageModel, states: Tensor, lengths: Tensor) -> tuple[o
     return cache, mask, lengths
 
 
-def _pad(sequences: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:
+def _pad(sequences: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
     """Right-padded ids and mask, shape (B, T), int64."""
     longest = max(len(s) for s in sequences)
     ids = torch.zeros(len(sequences), longest, dtype=torch.long)
@@ -367,7 +369,7 @@ def _pad(sequences: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Te
     for n, sequence in enumerate(sequences):
         ids[n, : len(sequence)] = torch.tensor(sequence)
         mask[n, : len(sequence)] = 1
-    return ids.to(device), mask.to(device)
+    return ids, mask
 
 
 def _body(lm: LanguageModel) -> torch.nn.Module:

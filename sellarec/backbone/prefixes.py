@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from sellarec.backbone.engine import TOKEN_BUDGET, prefix_states
@@ -61,7 +61,6 @@ class KeptPrefixes:
 def keep_prefixes(
     lm: LanguageModel,
     prefixes: Sequence[Prefix],
-    identity: str,
     folder: Path,
     gib: float,
     *,
@@ -71,39 +70,46 @@ def keep_prefixes(
     """The keys and values of all prefixes, computed if the folder does not hold them yet.
 
     The groups in which they are computed depend on the list alone, so that the same list gives the same bytes, also
-    after a kill.
+    after a kill. Several processes may share the folder.
 
     Args:
-        identity: Of the model and its number format; names what the keys and values are of.
         gib: The folder may grow to so many GiB, and to `SHARE_OF_DISK` at most: what was used longest ago goes.
         token_budget: Padded tokens in one group.
 
     Returns:
-        None, with a line that says so, where they do not fit or the model's cache is not one tensor a layer.
+        None, with a line that says so, where they do not fit or the model's cache is not one tensor a layer; None
+        also where all prefixes are empty.
     """
     distinct = [p for p in dict.fromkeys(prefixes) if p]
-    shape = _shape(lm) if distinct else None
+    if not distinct:
+        return None
+    shape = _shape(lm)
     if shape is None:
+        print(f"The {label} are computed anew each time: this backbone's layers keep different things.", flush=True)
         return None
     lengths = np.array([len(p) for p in distinct])
-    ends = np.cumsum(lengths)
-    dtype = lm.embedding.weight.dtype
-    needed = int(ends[-1]) * math.prod(shape) * dtype.itemsize
-    path = folder / f"{_digest(identity, distinct)}.bin"
+    starts, total, dtype = np.cumsum(lengths) - lengths, int(lengths.sum()), lm.embedding.weight.dtype
+    needed = total * math.prod(shape) * dtype.itemsize
+    path = folder / f"{_digest(lm, distinct, token_budget)}.bin"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            if not _make_room(folder, needed, gib, keep=path.with_suffix(".part")):
+            if not _reserve(path.with_suffix(".part"), needed, gib):
                 print(
                     f"The {label} would take {needed / GIB:.1f} GiB on disk and are computed anew each time "
                     f"(--prefix-gib is {gib:g}, {shutil.disk_usage(folder).free / GIB:.0f} GiB are free).",
                     flush=True,
                 )
                 return None
-            _compute(lm, distinct, ends - lengths, shape, path, token_budget, f"{label}, {needed / GIB:.1f} GiB")
-    os.utime(path)
-    data = np.memmap(path, _numpy(dtype), mode="c", shape=(int(ends[-1]), *shape))
-    return KeptPrefixes(data, dict(zip(distinct, (ends - lengths).tolist(), strict=True)), dtype)
+            _compute(lm, distinct, starts, (total, *shape), path, token_budget, f"{label}, {needed / GIB:.1f} GiB")
+        _in_use.add(path)
+        os.utime(path)
+        data = np.memmap(path, _numpy(dtype), mode="c", shape=(total, *shape))
+    return KeptPrefixes(data, dict(zip(distinct, starts.tolist(), strict=True)), dtype)
+
+
+_in_use: set[Path] = set()
+"""Files that this process reads: to remove one would free nothing, and it would be computed again at once."""
 
 
 def _compute(
@@ -115,12 +121,11 @@ def _compute(
     token_budget: int,
     label: str,
 ) -> None:
-    """Write the file; an interrupted one goes on after the last group that was surely written."""
+    """Fill the reserved file; an interrupted computation goes on after the last group that was surely written."""
     part, done_file = path.with_suffix(".part"), path.with_suffix(".done")
-    done = int(done_file.read_text()) if part.exists() and done_file.exists() else 0
-    total = int(starts[-1]) + len(prefixes[-1])
+    done = int(done_file.read_text()) if done_file.exists() else 0
     dtype = lm.embedding.weight.dtype
-    data = np.memmap(part, _numpy(dtype), mode="r+" if done else "w+", shape=(total, *shape))
+    data = np.memmap(part, _numpy(dtype), mode="r+", shape=shape)
     groups = list(_groups(prefixes, token_budget))
     saved = time.monotonic()
     with Progress(label, len(prefixes), "rows", done=sum(map(len, groups[:done]))) as progress:
@@ -131,11 +136,13 @@ def _compute(
             progress.advance(len(group))
             if time.monotonic() - saved > SAVE_SECONDS:
                 data.flush()
-                done_file.write_text(str(number))
+                fresh = path.with_suffix(".count")
+                fresh.write_text(str(number))
+                fresh.replace(done_file)
                 saved = time.monotonic()
     data.flush()
-    part.replace(path)
     done_file.unlink(missing_ok=True)
+    part.replace(path)
 
 
 def _groups(prefixes: Sequence[Prefix], token_budget: int) -> Iterator[list[int]]:
@@ -150,22 +157,52 @@ def _groups(prefixes: Sequence[Prefix], token_budget: int) -> Iterator[list[int]
         yield group
 
 
-def _make_room(folder: Path, needed: int, gib: float, keep: Path) -> bool:
-    """Remove the files that were used longest ago until `needed` bytes fit; False if they cannot."""
-    files = [f for f in folder.iterdir() if f.suffix in (".bin", ".part")]
-    here = keep.stat().st_size if keep.exists() else 0
-    taken = sum(f.stat().st_size for f in files if f.suffix == ".bin")  # one being written is sparse
-    allowed = min(gib * GIB, (shutil.disk_usage(folder).free + taken) * SHARE_OF_DISK)
-    if needed > allowed:
-        return False
-    kept = sum(f.stat().st_size for f in files) - here
-    for file in sorted((f for f in files if f != keep), key=lambda f: f.stat().st_mtime):
-        if kept + needed <= allowed:
-            break
-        kept -= file.stat().st_size
-        file.unlink()
-        file.with_suffix(".done").unlink(missing_ok=True)
+def _reserve(part: Path, needed: int, gib: float) -> bool:
+    """Make the file that will be written, with its space taken on the disk; False if there is no room for it.
+
+    Files that were used longest ago make room, but for those that a process is writing or this one is reading.
+    """
+    folder, done = part.parent, part.with_suffix(".done")
+    if part.exists() and part.stat().st_size == needed and done.exists():
+        return True
+    _remove(part)
+    with FileLock(folder / "room.lock"):
+        files = {f: f.stat() for f in folder.iterdir() if f.suffix in (".bin", ".part")}
+        taken = sum(s.st_size for s in files.values())
+        allowed = min(gib * GIB, (shutil.disk_usage(folder).free + taken) * SHARE_OF_DISK)
+        if needed > allowed:
+            return False
+        for file in sorted(files, key=lambda f: files[f].st_mtime):
+            if taken + needed <= allowed:
+                break
+            if file not in _in_use and _remove_unless_locked(file):
+                taken -= files[file].st_size
+        if taken + needed > allowed:
+            return False
+        try:
+            with part.open("wb") as stream:
+                if hasattr(os, "posix_fallocate"):  # a full disk is an error now rather than a crash in the middle
+                    os.posix_fallocate(stream.fileno(), 0, needed)
+                else:
+                    stream.truncate(needed)
+        except OSError:
+            _remove(part)
+            return False
     return True
+
+
+def _remove_unless_locked(file: Path) -> bool:
+    try:
+        with FileLock(file.with_suffix(".lock"), timeout=0):
+            _remove(file)
+    except Timeout:
+        return False
+    return True
+
+
+def _remove(file: Path) -> None:
+    file.with_suffix(".done").unlink(missing_ok=True)  # first: beside another file it would be believed
+    file.unlink(missing_ok=True)
 
 
 def _shape(lm: LanguageModel) -> tuple[int, ...] | None:
@@ -174,8 +211,12 @@ def _shape(lm: LanguageModel) -> tuple[int, ...] | None:
     return None if states is None else tuple(states.shape[2:])
 
 
-def _digest(identity: str, prefixes: Sequence[Prefix]) -> str:
-    digest = hashlib.sha256(identity.encode())
+def _digest(lm: LanguageModel, prefixes: Sequence[Prefix], token_budget: int) -> str:
+    """Names all that decides the bytes: the weights themselves, the list, and how it is grouped."""
+    digest = hashlib.sha256(f"{lm.embedding.weight.dtype} {token_budget}".encode())
+    for name, weight in sorted(lm.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     for prefix in prefixes:
         digest.update(np.array([len(prefix), *prefix], dtype=np.int32).tobytes())
     return digest.hexdigest()[:16]

@@ -113,15 +113,6 @@ class Workspace:
             return parent.tuned_model
         return merge_lora(self.fresh_model(), self.run("tallrec").folder / "adapter")
 
-    @property
-    def tuned_identity(self) -> str:
-        """Names the weights of `tuned_model` and their number format."""
-        from sellarec.systems.registry import find_system
-
-        if not self.config.lora.rank:
-            return f"{self.config.backbone} {self.base_dtype}"
-        return self._key(find_system("tallrec")).digest
-
     def run(self, name: str) -> Run:
         """The finished run of a system; it and what it needs are computed if they are missing."""
         from sellarec.systems.registry import find_system

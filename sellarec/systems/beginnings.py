@@ -41,24 +41,44 @@ def cut_prompts(
     tokens: tuple[str, ...] = (),
     new_user: np.ndarray | None = None,
 ) -> list[TokenRow]:
-    """The prompts of `prompts_of`, cut where those with soft tokens and those without part."""
+    """The prompts of `prompts_of`, cut where those with soft tokens and those without part.
+
+    One that was too long has lost more of its front than its counterpart: it is cut at its first soft token, or left.
+    """
     others = prompts_of(work, lm, rows, () if tokens else SOFT_TOKENS, new_user)
-    return [cut_where_they_part(own, other) for own, other in zip(prompts, others, strict=True)]
+    soft = {lm.soft_ids[t] for t in tokens}
+
+    def cut(own: TokenRow, other: TokenRow) -> TokenRow:
+        if max(len(own), len(other)) < lm.max_tokens:
+            return cut_where_they_part(own, other)
+        ids = own.prefix + own.suffix
+        first = next((n for n, token in enumerate(ids) if token in soft), len(own.prefix))
+        return TokenRow(ids[:first], ids[first:])
+
+    return [cut(own, other) for own, other in zip(prompts, others, strict=True)]
+
+
+def keeps_beginnings(work: Workspace, lm: LanguageModel) -> bool:
+    """Whether the tuned model's keys and values are kept on disk.
+
+    A GPU computes a beginning faster than it is read, and what only shows runs asks for rows that come once.
+    """
+    on_cpu = lm.placement.device.type == "cpu"
+    return on_cpu and world() == 1 and work.computes and work.config.prefix_gib > 0
 
 
 def kept_beginnings(work: Workspace, lm: LanguageModel, rows: np.ndarray, cut: list[TokenRow]) -> KeptPrefixes | None:
-    """Keys and values of what comes before the cut, for the tuned model; None where they are better computed anew.
+    """Keys and values of what comes before the cut; None where they are computed anew.
 
-    A GPU computes a beginning faster than it is read, and rows that no split holds come once only. What validation and
-    test need is kept in one file.
+    What validation and test need is kept in one file.
     """
-    if lm.placement.device.type != "cpu" or world() > 1 or not (work.computes and work.config.prefix_gib):
+    if not keeps_beginnings(work, lm):
         return None
     scored = pd.concat([work.part("valid"), work.part("test")]).index.to_numpy()
     whole = cut
     if np.isin(rows, scored).all() and not np.array_equal(rows, scored):
         whole = cut_prompts(work, lm, scored, prompts_of(work, lm, scored))
     prefixes = [r.prefix for r in whole]
-    if not {r.prefix for r in cut} <= {*prefixes}:  # a prompt that was too long lost more of its front than another
+    if not {r.prefix for r in cut} <= {*prefixes}:  # prompts that were too long are cut in other places
         prefixes = [r.prefix for r in cut]
-    return keep_prefixes(lm, prefixes, work.tuned_identity, work.root / ".prefixes", work.config.prefix_gib)
+    return keep_prefixes(lm, prefixes, work.root / ".prefixes", work.config.prefix_gib)

@@ -28,8 +28,10 @@ def _inputs(work: Workspace, rows: np.ndarray, new_user: np.ndarray | None = Non
     user, item, *records = row_inputs(work, rows, new_user)
     with torch.no_grad():
         score = mf(user, item)[:, None]
-        known = [*records, item_facts(work.dataset)[item]]
-        return torch.cat([mf.user_features(user), mf.item_features(item), semantic(item), score, *known], dim=1)
+        known = [mf.user_features(user), mf.item_features(item), semantic(item), score]
+        known += records if work.config.stage3.records else []
+        known += [item_facts(work.dataset)[item]] if work.config.stage3.facts else []
+        return torch.cat(known, dim=1)
 
 
 def _network(inputs: int) -> nn.Module:
@@ -74,7 +76,8 @@ def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
 
 def _settings(config: Config) -> dict:
     shape = {"hidden": HIDDEN, "epochs": EPOCHS, "batch": BATCH, "learning_rate": LEARNING_RATE}
-    return {"mlp": shape, "rows": config.stage3.rows, "cold_users": config.stage3.cold_users}
+    read = {name: getattr(config.stage3, name) for name in ("rows", "cold_users", "records", "facts")}
+    return {"mlp": shape, **read}
 
 
 SYSTEM = System(
@@ -85,5 +88,4 @@ SYSTEM = System(
     score,
     needs=("sella_collab",),
     uses_backbone=True,
-    version=2,  # reads facts
 )

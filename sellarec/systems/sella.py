@@ -7,6 +7,7 @@ embedding's norm; tables have a rate of their own.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sellarec.backbone.engine import log_odds, score_rows
-from sellarec.backbone.language_model import LanguageModel
+from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.collab.records import item_facts, training_records
 from sellarec.config import Config, Stage3Config
@@ -22,7 +23,7 @@ from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
-from sellarec.systems.beginnings import cut_prompts, kept_beginnings, prompts_of
+from sellarec.systems.beginnings import cut_prompts, keeps_beginnings, kept_beginnings, prompts_of
 from sellarec.systems.cold_users import hide_users, known_users
 from sellarec.systems.sella_collab import aligned_parts, stage2_rows, stage3_rows
 from sellarec.training import train
@@ -161,12 +162,16 @@ class HybridModel(nn.Module):
         """
         super().__init__()
         self.soft = soft
-        self._lm = lm
+        self._lm, self._work, self._rows, self._new_user = lm, work, rows, new_user
         self.token_rows = prompts_of(work, lm, rows, soft.tokens, new_user)
-        self._cut = cut_prompts(work, lm, rows, self.token_rows, soft.tokens, new_user)
-        self._kept = kept_beginnings(work, lm, rows, self._cut)
+        self._kept = kept_beginnings(work, lm, rows, self._cut) if keeps_beginnings(work, lm) else None
         self.lengths = np.array([len(r) for r in self.token_rows])
         self._inputs = [t.to(lm.placement.device) for t in row_inputs(work, rows, new_user)]
+
+    @cached_property
+    def _cut(self) -> list[TokenRow]:
+        """The same prompts, of which nothing before the cut needs a gradient."""
+        return cut_prompts(self._work, self._lm, self._rows, self.token_rows, self.soft.tokens, self._new_user)
 
     def forward(self, positions: np.ndarray) -> Tensor:
         return log_odds(self._lm, [self._cut[i] for i in positions], self.vectors(positions), self._kept)

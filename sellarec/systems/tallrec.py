@@ -20,7 +20,7 @@ from sellarec.config import Config
 from sellarec.data.dataset import sample_rows
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
-from sellarec.systems.beginnings import cut_prompts, kept_beginnings, prompts_of
+from sellarec.systems.beginnings import cut_prompts, keeps_beginnings, kept_beginnings, prompts_of
 from sellarec.systems.cold_users import hide_users
 from sellarec.training import train
 
@@ -81,10 +81,12 @@ def _score_tuned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     if not work.config.lora.rank:
         return _score_untuned(work, run, rows)
     lm = merge_lora(work.fresh_model(), run.folder / "adapter")
-    prompts = prompts_of(work, lm, rows)
-    cut = cut_prompts(work, lm, rows, prompts)
-    kept = kept_beginnings(work, lm, rows, cut)
-    return _probabilities(work, lm, run, cut if kept else prompts, "TALLRec, scoring", kept)
+    prompts, kept = prompts_of(work, lm, rows), None
+    if keeps_beginnings(work, lm):
+        cut = cut_prompts(work, lm, rows, prompts)
+        kept = kept_beginnings(work, lm, rows, cut)
+        prompts = cut if kept else prompts
+    return _probabilities(work, lm, run, prompts, "TALLRec, scoring", kept)
 
 
 def _score_untuned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
