@@ -50,12 +50,12 @@ class KeptPrefixes:
 
     def batch(self, prefixes: Sequence[Prefix]) -> tuple[Tensor, Tensor]:
         """Keys and values of some prefixes, padded on the right, (B, T, layers, 2, heads, size); and lengths (B,)."""
-        lengths = torch.tensor([len(p) for p in prefixes])
-        out = torch.zeros(len(prefixes), int(lengths.max()), *self.data.shape[1:], dtype=_bits(self.dtype))
+        lengths = [len(p) for p in prefixes]
+        out = np.zeros((len(prefixes), max(lengths), *self.data.shape[1:]), dtype=self.data.dtype)
         for n, prefix in enumerate(prefixes):
             start = self.starts[prefix] if prefix else 0
-            out[n, : len(prefix)] = torch.from_numpy(self.data[start : start + len(prefix)])
-        return out.view(self.dtype), lengths
+            out[n, : len(prefix)] = self.data[start : start + len(prefix)]
+        return torch.from_numpy(out).view(self.dtype), torch.tensor(lengths)
 
 
 def keep_prefixes(
@@ -104,7 +104,7 @@ def keep_prefixes(
             _compute(lm, distinct, starts, (total, *shape), path, token_budget, f"{label}, {needed / GIB:.1f} GiB")
         _in_use.add(path)
         os.utime(path)
-        data = np.memmap(path, _numpy(dtype), mode="c", shape=(total, *shape))
+        data = np.memmap(path, _numpy(dtype), mode="r", shape=(total, *shape))
     return KeptPrefixes(data, dict(zip(distinct, starts.tolist(), strict=True)), dtype)
 
 
