@@ -182,8 +182,8 @@ def write_images(folder: Path) -> str:
                 due = [s for s in sources if not _is_newer(s.with_suffix(f".{kind}"), s)]
                 targets = [s.with_suffix(f".{kind}") for s in due]
                 if due:
-                    figs = [pio.read_json(s) for s in due]
-                    pio.write_images(figs, targets, width=1000, scale=2 if kind == "png" else 1)
+                    figs = [pio.read_json(s).update_layout(updatemenus=[]) for s in due]  # paper has no menus
+                    pio.write_images(figs, targets, width=1000, scale=1.5 if kind == "png" else 1)
     except Exception as error:  # kaleido raises many kinds; a report without images is still whole
         return (
             f"No figure images ({type(error).__name__}): kaleido needs a Chrome or Chromium. Install one, or name it "

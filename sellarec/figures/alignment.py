@@ -95,6 +95,7 @@ def map_figure(points: pd.DataFrame, note: str = "") -> go.Figure:
     figure.update_xaxes(range=[-reach, reach], showticklabels=False, zeroline=False)
     figure.update_yaxes(range=[-reach, reach], showticklabels=False, zeroline=False)
     bar = {"title": "training<br>ratings", "tickvals": [0, 1, 2, 3], "ticktext": ["1", "10", "100", "1,000"]}
+    bar |= {"y": 0.35, "len": 0.85}  # below the mode bar
     axis = {"colorscale": "Cividis", "colorbar": bar, "showscale": False}
     figure.update_layout(**LAYOUT, height=660, coloraxis=axis)
     figure.update_layout(
