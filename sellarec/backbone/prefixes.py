@@ -101,7 +101,8 @@ def keep_prefixes(
                     flush=True,
                 )
                 return None
-            _compute(lm, distinct, starts, (total, *shape), path, token_budget, f"{label}, {needed / GIB:.1f} GiB")
+            shown = f"{label}, {needed / GIB:.1f} GiB" if label else ""
+            _compute(lm, distinct, starts, (total, *shape), path, token_budget, shown)
         _in_use.add(path)
         os.utime(path)
         data = np.memmap(path, _numpy(dtype), mode="r", shape=(total, *shape))
