@@ -181,7 +181,8 @@ class Config:
     """auto, bfloat16 or float32."""
     prefix_gib: float = 50.0
     """On a CPU: GiB of disk in the run store, and at most 3/4 of what is free, for keys and values of the beginnings of
-    prompts, which stage 3 and its variants then need not compute again. 0 keeps none; results differ in rounding only.
+    prompts, which stage 3 and its variants then need not compute again. 0 keeps none; results then differ as after
+    another rounding.
     """
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)

@@ -232,18 +232,16 @@ class Shape:
         """A training step's needs: operations at the mean length, memory at the longest of the sample."""
         per_row = cost(*_whole_numbers(lengths.mean(axis=0))).operations
         activations = cost(*_whole_numbers(lengths.max(axis=0))).kept * -(-config.batch // config.accumulate)
-        memory = (
-            self._weights() + 16 * trained + self.work * activations
-        )  # of an adapter: itself, gradient, two moments
+        # 16 bytes a parameter of an adapter: itself, its gradient, two moments
+        memory = self._weights() + 16 * trained + self.work * activations
         tokens = lengths[:, int(kept) :].sum(axis=1).mean()
         return Step(name, rows, round(rows * tokens), rows * per_row, self._peak(memory))
 
     def scoring(self, name: str, rows: int, lengths: np.ndarray, kept: bool = False) -> Step:
         """A scoring step's needs, as if no two rows shared a prefix; with `kept` it is there already."""
         mean, longest = lengths.sum(axis=1).mean(), int(lengths.sum(axis=1).max())
-        at_work = self.layer(training_cost, self._plain, 0, longest, True).kept * max(
-            1, TOKEN_BUDGET[self.machine.device] // longest
-        )
+        together = max(1, TOKEN_BUDGET[self.machine.device] // longest)
+        at_work = self.layer(training_cost, self._plain, 0, longest, True).kept * together
         operations = self.whole(forward_cost, self._plain, round(mean)).operations
         if kept:
             operations -= self.whole(forward_cost, self._plain, round(lengths[:, 0].mean())).operations

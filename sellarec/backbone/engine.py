@@ -302,8 +302,8 @@ def prefix_states(lm: LanguageModel, prefixes: Sequence[tuple[int, ...]]) -> Ten
     ids, mask = (t.to(lm.placement.device) for t in _pad(prefixes))
     with lm.precision():
         layers = _body(lm)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values.layers
-    shapes = {tuple(t.shape) for layer in layers for t in (layer.keys, layer.values)}
-    if len(shapes) > 1 or len(next(iter(shapes))) != 4:
+    held = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+    if any(t is None or t.ndim != 4 or t.shape != held[0].shape for t in held):
         return None
     states = torch.stack([torch.stack([layer.keys, layer.values]) for layer in layers])  # (L, 2, B, heads, T, size)
     return states.permute(2, 4, 0, 1, 3, 5).contiguous()
