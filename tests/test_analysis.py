@@ -145,6 +145,7 @@ def test_step_0_scores_warm_rows_with_vectors_that_nothing_trained(small_workspa
     frame = pd.read_parquet(work.run_of(step0.STEP0).folder / "step0.parquet")
     rows = work.dataset.interactions.loc[frame["row"]]
     assert rows["warm"].all() and (rows["split"] == "test").all()
+    assert (table["users"] == rows["user"].nunique()).all()
     first, second, third = (frame[c].to_numpy() for c in step0.CONDITIONS)
     assert not np.array_equal(first, second) and not np.array_equal(second, third)
     assert table["auc"].iloc[0] == pytest.approx(auc(rows["label"], first))
@@ -207,6 +208,22 @@ def test_a_claim_holds_only_if_its_interval_lies_above_zero():
         (float("nan"), 0.1, float("nan"), "undecided"),
     ):
         assert claims.verdict(Interval(value, low, high)) == expected
+        assert claims.Gain(Interval(value, low, high), users=10).verdict == expected
+
+
+def test_a_handful_of_users_decides_nothing():
+    few = claims.Gain(Interval(0.2, 0.1, 0.3), users=9)
+    assert few.verdict == "undecided" and str(few) == "ΔAUC +0.2000 [+0.1000, +0.3000], 9 users (too few)"
+
+
+def test_axis_labels_that_would_touch_share_a_place():
+    tokens, segments = [f"t{n}" for n in range(80)], ["instruction"] * 80
+    for place, name in ((5, "history"), (40, "<Item_ID>"), (41, "<Warm_ID>"), (50, "target")):
+        segments[place] = name
+    figure = figures.attention_map_figure(tokens, segments, {"layer 1": np.eye(80)})
+    for axis in (figure.layout.xaxis, figure.layout.yaxis):
+        assert list(axis.ticktext) == ["history", "<Item_ID><br><Warm_ID>", "target"]
+        assert list(axis.tickvals) == [5, 40.5, 50]
 
 
 def test_claims_are_asked_of_what_is_in_the_store(small_workspace):
@@ -220,6 +237,7 @@ def test_claims_are_asked_of_what_is_in_the_store(small_workspace):
     )
     asked = found["Worse with SeLLa-Warm: no warm token"]
     assert f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" in asked.evidence
-    assert asked.verdict == claims.verdict(gain) and asked.source == "Table 5"
+    assert f"{rows['user'].nunique()} users" in asked.evidence
+    assert asked.verdict == claims.Gain(gain, rows["user"].nunique()).verdict and asked.source == "Table 5"
     assert "of" in found["SeLLa-Rec beats every baseline"].evidence
     assert "recall@10" in found["Contrastive learning brings an item's two vectors together"].evidence

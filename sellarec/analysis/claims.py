@@ -14,6 +14,8 @@ from sellarec.systems.registry import TABLES, find_system
 from sellarec.systems.variants import ABLATIONS
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+FEWEST_USERS = 10
+"""Of fewer users, resampling cannot tell how much the next ones would differ: their intervals decide nothing."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,21 @@ def claims(work: Workspace) -> list[Claim]:
     return [*found, _clouds_meet(work), _carries_over(work)]
 
 
+@dataclass(frozen=True)
+class Gain:
+    """A difference of AUCs and the number of users that it rests on."""
+
+    interval: Interval
+    users: int
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.interval) if self.users >= FEWEST_USERS else UNDECIDED
+
+    def __str__(self) -> str:
+        return f"ΔAUC {_number(self.interval)}, {self.users:,} users" + " (too few)" * (self.users < FEWEST_USERS)
+
+
 def verdict(interval: Interval) -> str:
     """Of a claim that says that something is above 0."""
     if not interval.excludes_zero:
@@ -40,27 +57,29 @@ def verdict(interval: Interval) -> str:
     return HOLDS if interval.value > 0 else FAILS
 
 
-def _gain(work: Workspace, other: str, mask: np.ndarray | None = None) -> Interval:
+def _gain(work: Workspace, other: str, mask: np.ndarray | None = None) -> Gain:
     rows = work.part("test")
     mask = np.ones(len(rows), dtype=bool) if mask is None else mask
-    bootstrap = UserBootstrap(rows["user"].to_numpy()[mask], rows["label"].to_numpy()[mask])
-    return bootstrap.interval("auc", work.test_scores("sella")[mask], work.test_scores(other)[mask])
+    user = rows["user"].to_numpy()[mask]
+    bootstrap = UserBootstrap(user, rows["label"].to_numpy()[mask])
+    interval = bootstrap.interval("auc", work.test_scores("sella")[mask], work.test_scores(other)[mask])
+    return Gain(interval, len(np.unique(user)))
 
 
 def _beats_all(work: Workspace) -> Claim:
     others = [n for n in TABLES["table3"] if n != "sella" and work.is_done(n)]
     gains = {name: _gain(work, name) for name in others}
-    hardest = min(gains, key=lambda n: gains[n].value)
-    verdicts = [verdict(i) for i in gains.values()]
+    hardest = min(gains, key=lambda n: gains[n].interval.value)
+    verdicts = [gain.verdict for gain in gains.values()]
     total = FAILS if FAILS in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
     beaten = verdicts.count(HOLDS)
-    evidence = f"better than {beaten} of {len(others)}; hardest is {_label(hardest)}: {_said(gains[hardest])}"
+    evidence = f"better than {beaten} of {len(others)}; hardest is {_label(hardest)}: {gains[hardest]}"
     return Claim("SeLLa-Rec beats every baseline", "Table 3", total, evidence)
 
 
 def _tokens_help(work: Workspace) -> Claim:
     gain = _gain(work, "tallrec")
-    return Claim("Soft tokens improve on the text alone", "Table 3", verdict(gain), _said(gain))
+    return Claim("Soft tokens improve on the text alone", "Table 3", gain.verdict, str(gain))
 
 
 def _tokens_help_warm_and_cold(work: Workspace) -> Sequence[Claim]:
@@ -68,12 +87,12 @@ def _tokens_help_warm_and_cold(work: Workspace) -> Sequence[Claim]:
     for part in ("warm", "cold"):
         if rows[masks[part]]["label"].nunique() == 2:
             gain = _gain(work, "tallrec", masks[part])
-            yield Claim(f"They do so on {part} rows", "Fig. 5", verdict(gain), _said(gain))
+            yield Claim(f"They do so on {part} rows", "Fig. 5", gain.verdict, str(gain))
 
 
 def _part_is_worth_something(work: Workspace, variant: str) -> Claim:
     gain = _gain(work, variant)
-    return Claim(f"Worse with {_label(variant)}", "Table 5", verdict(gain), f"SeLLa-Rec minus it: {_said(gain)}")
+    return Claim(f"Worse with {_label(variant)}", "Table 5", gain.verdict, f"SeLLa-Rec minus it: {gain}")
 
 
 def _clouds_meet(work: Workspace) -> Claim:
@@ -89,17 +108,13 @@ def _clouds_meet(work: Workspace) -> Claim:
 
 def _carries_over(work: Workspace) -> Claim:
     line = step0.step0_table(work).loc["no CL, random projection"]
-    gain = Interval(line["gain"], line["gain_low"], line["gain_high"])
+    gain = Gain(Interval(line["gain"], line["gain_low"], line["gain_high"]), int(line["users"]))
     text = "The aligned projection carries over before stage 3 learns"
-    return Claim(text, "Table 6", verdict(gain), f"warm rows at step 0: {_said(gain)}")
+    return Claim(text, "Table 6", gain.verdict, f"warm rows at step 0: {gain}")
 
 
 def _label(name: str) -> str:
     return find_system(name).label
-
-
-def _said(gain: Interval) -> str:
-    return f"ΔAUC {_number(gain)}"
 
 
 def _number(gain: Interval) -> str:

@@ -83,7 +83,8 @@ def attention_map_figure(
     ends = [*starts[1:], len(segments)]
     middles = [(a + b - 1) // 2 for a, b in zip(starts, ends, strict=True)]
     shown = [(m, segments[m]) for m in middles if segments[m] != "instruction"]
-    ticks = {"tickvals": [m for m, _ in shown], "ticktext": [s for _, s in shown], "tickfont": {"size": 10}}
+    places, labels = _set_apart(shown, len(tokens) / 40)
+    ticks = {"tickvals": places, "ticktext": labels, "tickfont": {"size": 10}}
     for col, matrix in enumerate(weights.values(), start=1):
         seen = np.where(np.tri(len(tokens), dtype=bool), matrix, np.nan)
         figure.add_heatmap(
@@ -102,6 +103,19 @@ def attention_map_figure(
     bar = {"title": "attention", "tickvals": [-4, -3, -2, -1, 0], "ticktext": [".0001", ".001", ".01", ".1", "1"]}
     figure.update_layout(coloraxis={"colorscale": "Cividis", "cmin": -4, "cmax": 0, "colorbar": bar})
     return titled(figure, "Which token attends to which", note)
+
+
+def _set_apart(labels: list[tuple[int, str]], gap: float) -> tuple[list[float], list[str]]:
+    """Places and texts of axis labels; neighbours closer than `gap` become one label of two lines between them."""
+    places: list[float] = []
+    texts: list[str] = []
+    for place, text in labels:
+        if places and place - places[-1] < gap:
+            places[-1], texts[-1] = (places[-1] + place) / 2, f"{texts[-1]}<br>{text}"
+        else:
+            places.append(place)
+            texts.append(text)
+    return places, texts
 
 
 def effects_figure(table: pd.DataFrame, value: str, title: str, note: str = "") -> go.Figure:
