@@ -179,6 +179,9 @@ class Config:
     """Seeds sampling, initialisation and batch order."""
     dtype: str = "auto"
     """auto, bfloat16 or float32."""
+    split: bool = False
+    """Several processes at one run share the frozen weights (FSDP) instead of each holding all: for a backbone that
+    leaves one GPU no room."""
     prefix_gib: float = 50.0
     """On a CPU: GiB of disk in the run store, and at most 3/4 of what is free, for keys and values of the beginnings of
     prompts, which stage 3 and its variants then need not compute again. 0 keeps none; results then differ as after

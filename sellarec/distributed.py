@@ -7,6 +7,7 @@ rows; what needs no language model is computed by the first process alone, and o
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from torch import nn
 
 PATIENCE = timedelta(days=7)
 """How long processes wait for one that works alone, or for another job's lock."""
@@ -54,6 +56,34 @@ def summed(array: np.ndarray) -> np.ndarray:
     tensor = torch.from_numpy(array).to(_state().device)
     torch.distributed.all_reduce(tensor)
     return tensor.cpu().numpy()
+
+
+def most(count: int) -> int:
+    """The largest number that a process came with."""
+    counts = np.zeros(world())
+    counts[rank()] = count
+    return int(summed(counts).max())
+
+
+def split_frozen_weights(layers: Iterable[nn.Module]) -> None:
+    """Leave each process a part of the layers' frozen weights; a layer has them whole only while it computes (FSDP2).
+
+    What is trained stays whole in every process. From here on all of them must compute equally often.
+    """
+    from torch.distributed import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(_state().device.type, (world(),))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, ignored_params={p for p in layer.parameters() if p.requires_grad})
+
+
+def synchronise_only_trained(model: nn.Module) -> None:
+    """Keep DDP from sending frozen weights, which all processes have read from the same files, or hold parts of."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
 
 
 @cache

@@ -12,19 +12,34 @@ from sellarec.systems.base import Workspace
 from tests.conftest import SMALL
 
 
-@pytest.fixture(scope="module")
-def both(planted_table, llama, tmp_path_factory):
-    """The workspaces of the same runs, made by one process and by two."""
-    changes = SMALL | {"lora.dropout": 0.0, "stage1.batch": 7, "stage3.accumulate": 2}
-    config = make_config("smoke", str(planted_table), backbone=str(llama), **changes)
-    alone, together = (Workspace(config, tmp_path_factory.mktemp(name)) for name in ("alone", "together"))
-    alone.run("sella")
-    words = ["--dataset", str(planted_table), "--backbone", str(llama), "--profile", "smoke"]
-    words += [w for k, v in changes.items() for w in (f"--{k.replace('_', '-')}", json.dumps(v).strip('"'))]
+def in_two_processes(*words):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launch += ["-m", "sellarec.cli", "run", "sella", "--runs", str(together.root), *words]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([*launch, *words], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+CHANGES = SMALL | {"lora.dropout": 0.0, "stage1.batch": 7, "stage3.accumulate": 2}
+
+
+@pytest.fixture(scope="module")
+def alone(planted_table, llama, tmp_path_factory):
+    """The workspace of runs that one process made."""
+    config = make_config("smoke", str(planted_table), backbone=str(llama), **CHANGES)
+    work = Workspace(config, tmp_path_factory.mktemp("alone"))
+    work.run("sella")
+    return work
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["whole", "split"])
+def both(request, alone, planted_table, llama, tmp_path_factory):
+    """The workspaces of the same runs, made by one process and by two, that hold all weights or share them."""
+    config = make_config("smoke", str(planted_table), backbone=str(llama), split=request.param, **CHANGES)
+    together = Workspace(config, tmp_path_factory.mktemp("together"))
+    words = ["--dataset", str(planted_table), "--backbone", str(llama), "--profile", "smoke"]
+    words += [w for k, v in CHANGES.items() for w in (f"--{k.replace('_', '-')}", json.dumps(v).strip('"'))]
+    words += ["--split"] * request.param
+    done = in_two_processes("-m", "sellarec.cli", "run", "sella", "--runs", str(together.root), *words)
     return alone, Workspace(config, together.root, computes=False), done
 
 
@@ -53,3 +68,28 @@ def test_only_the_first_process_speaks_and_nothing_is_left_behind(both):
     assert done.stdout.count("] SeLLa-Rec, 2 processes\n") == 1 and done.stdout.count("test all") == 1
     left = [p for p in together.root.rglob("*") if "partial" in p.name or ".work" in p.name or p.suffix == ".lock"]
     assert not left
+
+
+HOLDINGS = """
+import sys
+from sellarec.backbone.language_model import open_language_model
+from sellarec.backbone.lora import LoraSettings, add_lora
+from sellarec.distributed import rank
+
+lm = add_lora(open_language_model(sys.argv[1], "float32", split=True), LoraSettings(), seed=0)
+here = lambda p: p.to_local().numel() if hasattr(p, "to_local") else p.numel()
+layers = [(n, p) for n, p in lm.model.named_parameters() if ".layers." in n]
+for kind in (True, False):
+    chosen = [p for n, p in layers if ("lora_" in n) is kind]
+    print("HELD", rank(), kind, sum(map(here, chosen)), sum(p.numel() for p in chosen), flush=True)
+"""
+
+
+def test_frozen_weights_are_halved_and_trained_ones_are_not(llama, tmp_path):
+    script = tmp_path / "holdings.py"
+    script.write_text(HOLDINGS)
+    done = in_two_processes(str(script), str(llama))
+    held = sorted(line.split()[1:] for line in done.stdout.splitlines() if line.startswith("HELD"))
+    assert [h[:2] for h in held] == [["0", "False"], ["0", "True"], ["1", "False"], ["1", "True"]]
+    for _, trained, here, whole in held:
+        assert int(here) == (int(whole) if trained == "True" else int(whole) / 2)

@@ -29,8 +29,8 @@ def step0_table(work: Workspace) -> pd.DataFrame:
     """AUC of warm test rows at step 0, and how much better the first condition is than each other one.
 
     Returns:
-        Indexed by condition: `rows`, `users`, `auc`, `auc_low`, `auc_high`, and `gain`, `gain_low`, `gain_high`: the first
-        condition minus this one, paired.
+        Indexed by condition: `rows`, `users`, `auc`, `auc_low`, `auc_high`, and `gain`, `gain_low`, `gain_high`: the
+        first condition minus this one, paired.
     """
     frame = pd.read_parquet(work.run_of(STEP0).folder / "step0.parquet")
     rows = work.dataset.interactions.loc[frame["row"]]
@@ -41,7 +41,8 @@ def step0_table(work: Workspace) -> pd.DataFrame:
     for name in (*CONDITIONS, TEXT_ONLY):
         own = bootstrap.interval("auc", frame[name].to_numpy())
         gain = bootstrap.interval("auc", first, frame[name].to_numpy())
-        lines[name] = {"rows": len(frame), "users": rows["user"].nunique(), "auc": own.value, "auc_low": own.low, "auc_high": own.high}
+        lines[name] = {"rows": len(frame), "users": rows["user"].nunique()}
+        lines[name] |= {"auc": own.value, "auc_low": own.low, "auc_high": own.high}
         lines[name] |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
     return pd.DataFrame.from_dict(lines, orient="index")
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sellarec.backbone.language_model import LanguageModel, TokenRow
-from sellarec.distributed import is_main, rank, summed, world
+from sellarec.distributed import is_main, most, rank, summed, world
 from sellarec.errors import SellarecError
 from sellarec.progress import Progress
 
@@ -93,7 +93,7 @@ def log_odds(
     return final_hidden(lm, rows, soft, kept) @ (yes - no)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score_rows(
     lm: LanguageModel,
     rows: Sequence[TokenRow],
@@ -123,13 +123,13 @@ def score_rows(
         return final_hidden(lm, [rows[i] for i in batch], soft(batch) if soft else None, kept) @ direction
 
     budget = (token_budget or TOKEN_BUDGET[lm.placement.device.type]) * (KEPT_BUDGET if kept else 1)
-    scores = _for_all(rows, score, (), budget, label, "rows", resume)
+    scores = _for_all(rows, score, (), budget, label, "rows", resume, together=lm.split)
     for partial in resume.parent.glob(f"*{resume.name}") if resume and is_main() else ():
         partial.unlink()
     return scores
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def embed_rows(
     lm: LanguageModel,
     rows: Sequence[TokenRow],
@@ -148,7 +148,7 @@ def embed_rows(
         return final_hidden(lm, [rows[i] for i in batch])
 
     budget = token_budget or TOKEN_BUDGET[lm.placement.device.type]
-    return _for_all(rows, embed, (lm.width,), budget, label, unit, resume)
+    return _for_all(rows, embed, (lm.width,), budget, label, unit, resume, together=lm.split)
 
 
 def _for_all(
@@ -159,15 +159,24 @@ def _for_all(
     label: str,
     unit: str,
     resume: Path | None,
+    *,
+    together: bool = False,
 ) -> np.ndarray:
-    """What `compute` gives for all rows, batch by batch, shape (n, *shape), float32; processes share the batches."""
-    mine = plan_batches(rows, token_budget)[rank() :: world()]
+    """What `compute` gives for all rows, batch by batch, shape (n, *shape), float32; processes share the batches.
+
+    Args:
+        together: Each process must compute equally often, because the others need its part of the weights.
+    """
+    batches = plan_batches(rows, token_budget)
+    mine = batches[rank() :: world()]
     if resume and rank():
         resume = resume.with_name(f"{rank()}-{resume.name}")
     out = np.full((len(rows), *shape), np.nan, dtype=np.float32)
     if resume and resume.exists():
         out = np.load(resume)
     done = np.isfinite(out.reshape(len(rows), -1)).all(axis=1)
+    to_do = sum(not done[batch].all() for batch in mine)
+    spare = most(to_do) - to_do if together else 0  # asked before the first batch: in between, it would be waited for
     under_way: list[tuple[np.ndarray, Tensor]] = []
 
     def settle() -> None:
@@ -189,6 +198,8 @@ def _for_all(
                 _save_whole(out, resume)
                 saved = time.monotonic()
         settle()
+    for _ in range(spare):
+        compute(batches[0])
     if resume:
         _save_whole(out, resume)
     if world() > 1:
@@ -197,7 +208,7 @@ def _for_all(
     return summed(out)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def attention_weights(lm: LanguageModel, row: TokenRow, soft: dict[str, Tensor] | None = None) -> np.ndarray:
     """How much each position attends to each earlier one, shape (layers, heads, T, T), float32; rows sum to 1.
 
@@ -218,7 +229,7 @@ def attention_weights(lm: LanguageModel, row: TokenRow, soft: dict[str, Tensor] 
     return torch.stack([layer[0].float() for layer in layers]).cpu().numpy()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def answer_and_attention(
     lm: LanguageModel, row: TokenRow, soft: dict[str, Tensor], prefixes: dict[tuple[int, ...], object]
 ) -> tuple[float, np.ndarray]:
@@ -329,6 +340,8 @@ def _prefix_cache(
     """Keys and values of the rows' prefixes: each distinct one computed once, then handed to its rows."""
     device = lm.placement.device
     if not any(r.prefix for r in rows):
+        if lm.split:
+            _body(lm)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # others may have prefixes
         return (
             None,
             torch.ones(len(rows), 0, dtype=torch.long, device=device),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sellarec.backbone.loading import Placement, choose_placement, load_backbone
+from sellarec.distributed import split_frozen_weights, world
 from sellarec.errors import SellarecError
 from sellarec.prompts import SOFT_TOKENS, Prompt
 
@@ -40,6 +41,7 @@ class LanguageModel:
         soft_ids: Vocabulary id that stands for each soft token; its own embedding is never read.
         max_tokens: Prompts longer than this lose their oldest text.
         mixed: Some weights are float32 beside those of the working dtype and are multiplied in the working dtype.
+        split: Each of several processes holds a part of the frozen weights of the models that `with_model` is given.
     """
 
     model: nn.Module
@@ -49,6 +51,7 @@ class LanguageModel:
     soft_ids: dict[str, int]
     max_tokens: int = MAX_TOKENS
     mixed: bool = False
+    split: bool = False
 
     @property
     def width(self) -> int:
@@ -119,6 +122,9 @@ class LanguageModel:
         return self.tokenizer.bos_token_id is not None and ids[0] == self.tokenizer.bos_token_id
 
     def with_model(self, model: nn.Module, *, mixed: bool = False) -> LanguageModel:
+        """The same vocabulary over a model that is ready to compute."""
+        if self.split:
+            split_frozen_weights(_layers(model))
         return replace(self, model=model, mixed=mixed)
 
     def precision(self) -> torch.autocast:
@@ -127,11 +133,21 @@ class LanguageModel:
         return torch.autocast(self.placement.device.type, self.placement.dtype, enabled=self.mixed)
 
 
-def open_language_model(name: str, dtype: str = "auto") -> LanguageModel:
-    """Load a backbone by name and look up its answer and soft-token ids."""
+def open_language_model(name: str, dtype: str = "auto", *, split: bool = False) -> LanguageModel:
+    """Load a backbone by name and look up its answer and soft-token ids.
+
+    Args:
+        split: As in `LanguageModel`; has no effect on one process.
+    """
     placement = choose_placement(dtype)
     model, tokenizer = load_backbone(name, placement)
-    return wrap_language_model(model, tokenizer, placement)
+    return replace(wrap_language_model(model, tokenizer, placement), split=split and world() > 1)
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The model's layers, beneath an adapter if there is one."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return [m for m in base.modules() if type(m).__name__ in (base._no_split_modules or ())]
 
 
 def wrap_language_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, placement: Placement) -> LanguageModel:

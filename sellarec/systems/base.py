@@ -94,12 +94,12 @@ class Workspace:
     @cached_property
     def base_model(self) -> LanguageModel:
         """The untuned backbone in its working dtype."""
-        lm = open_language_model(self.config.backbone, self.config.dtype)
+        lm = self.fresh_model()
         return lm.with_model(lm.model.to(lm.placement.dtype))
 
     def fresh_model(self) -> LanguageModel:
         """A new float32 copy of the backbone, for training or merging."""
-        return open_language_model(self.config.backbone, self.config.dtype)
+        return open_language_model(self.config.backbone, self.config.dtype, split=self.config.split)
 
     @cached_property
     def tuned_model(self) -> LanguageModel:
