@@ -178,7 +178,7 @@ class Config:
     seed: int = 0
     """Seeds sampling, initialisation and batch order."""
     dtype: str = "auto"
-    """auto, bfloat16 or float32."""
+    """auto, bfloat16, float32, or nf4: weights in 4 bits (QLoRA; needs bitsandbytes), products as with auto."""
     split: bool = False
     """Several processes at one run share the frozen weights (FSDP) instead of each holding all: for a backbone that
     leaves one GPU no room."""

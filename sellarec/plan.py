@@ -23,7 +23,7 @@ from tqdm import tqdm
 from sellarec.backbone.cost import Cost, forward_cost, training_cost
 from sellarec.backbone.engine import TOKEN_BUDGET
 from sellarec.backbone.language_model import TokenRow, wrap_language_model
-from sellarec.backbone.loading import DTYPES, Placement, choose_placement, load_shape
+from sellarec.backbone.loading import DTYPES, NF4, Placement, choose_placement, load_shape
 from sellarec.backbone.lora import lora_config
 from sellarec.config import Config, change_config
 from sellarec.data.dataset import sample_rows
@@ -40,6 +40,9 @@ SAMPLE = 300
 
 SHARE = 0.5
 """Of the machine's rate for large matrix products, what a step is expected to reach."""
+
+NF4_BYTES = 0.516
+"""Bytes of a 4-bit weight and its share of the doubly quantized scales: 4 bits, 8 a block of 64, 32 a 256 of these."""
 
 RUNTIME = 500 * 2**20
 """Bytes of the interpreter and its libraries."""
@@ -74,12 +77,14 @@ class Machine:
     Attributes:
         memory: Bytes that are free, of the GPU if there is one.
         rate: Floating-point operations a second of large matrix products in the working dtype.
+        nf4: Linear weights are held in 4 bits.
     """
 
     device: str
     dtype: torch.dtype
     memory: int
     rate: float
+    nf4: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,12 +118,12 @@ def machine(
         if device not in ("cpu", "cuda") or memory is None or tflops is None:
             raise SellarecError("Another machine needs all of --device (cpu or cuda), --memory and --tflops.")
         named = DTYPES.get(dtype, torch.bfloat16 if device == "cuda" else torch.float32)
-        return Machine(device, named, int(memory * GIB), tflops * 1e12)
+        return Machine(device, named, int(memory * GIB), tflops * 1e12, dtype == NF4)
     place = choose_placement(dtype)
     on_gpu = place.device.type == "cuda"
     free = (torch.cuda.mem_get_info()[0] if on_gpu else _free_memory()) if memory is None else int(memory * GIB)
     rate = matmul_rate(place.device, place.dtype) if tflops is None else tflops * 1e12
-    return Machine(place.device.type, place.dtype, free, rate)
+    return Machine(place.device.type, place.dtype, free, rate, place.nf4)
 
 
 def _free_memory() -> int:
@@ -208,6 +213,8 @@ class Shape:
         self._plain = {n: self._new_model(n) for n in (1, 2)}
         self._adapted = {n: self._with_adapter(model) for n, model in self._plain.items()}
         self.parameters = self._count(self._plain, lambda p: True)
+        linear = {id(weight) for model in self._plain.values() for weight in _linear_weights(model)}
+        self.in_4_bits = self._count(self._plain, lambda p: id(p) in linear) if machine.nf4 else 0
         self.adapter = self._count(self._adapted, lambda p: p.requires_grad)
         lm = wrap_language_model(
             self._plain[1], tokenizer, Placement(torch.device("meta"), torch.float32, "shapes only")
@@ -282,11 +289,12 @@ class Shape:
         return cost(models[2], *lengths) + cost(models[1], *lengths) * -1
 
     def _weights(self) -> float:
-        return self.parameters * self.machine.dtype.itemsize
+        whole = self.parameters - self.in_4_bits
+        return whole * self.machine.dtype.itemsize + self.in_4_bits * NF4_BYTES
 
     def _peak(self, working: float) -> float:
         """On a CPU weights are read, and adapters merged, in float32."""
-        reading = self.parameters * 4 if self.machine.device == "cpu" else 0
+        reading = self.parameters * 4 if self.machine.device == "cpu" and not self.machine.nf4 else 0
         return RUNTIME + max(working, reading)
 
     def _count(self, models: dict[int, nn.Module], which: Callable[[nn.Parameter], bool]) -> int:
@@ -312,6 +320,12 @@ class Shape:
         return get_peft_model(copy.deepcopy(model), lora_config(settings)).to(self.machine.dtype)
 
 
+def _linear_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The weights that 4-bit loading packs: all linear ones but the output head's."""
+    head = model.get_output_embeddings()
+    return [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+
+
 def _whole_numbers(lengths: np.ndarray) -> list[int]:
     return [int(n) for n in lengths.round()]
 
@@ -326,7 +340,7 @@ def described(plan: Plan, backbone: str) -> str:
     of = plan.machine
     lines = [
         f"{backbone}: {plan.parameters / 1e6:,.0f} M parameters, adapter {plan.adapter / 1e6:,.1f} M, "
-        f"{str(of.dtype).removeprefix('torch.')} on {of.device}",
+        f"{'4-bit weights, ' if of.nf4 else ''}{str(of.dtype).removeprefix('torch.')} on {of.device}",
         f"machine: {of.memory / GIB:.1f} GiB free, {of.rate / 1e12:.3g} x 10^12 operations/s in large matrix products; "
         f"{SHARE:.0%} of that is expected",
         "",

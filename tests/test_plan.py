@@ -1,5 +1,7 @@
 """What `sellarec plan` foretells, against what happens."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -135,6 +137,9 @@ def test_the_papers_backbone_is_planned_without_its_weights(planned, deep, tmp_p
     found = plan.make_plan(place(planned, tmp_path), gpu)
     assert found.parameters == pytest.approx(7.6e9, rel=0.01) and found.fits
     assert found.memory > 2 * found.parameters
+    packed = plan.make_plan(place(planned, tmp_path), dataclasses.replace(gpu, nf4=True))
+    linear = 28 * (2 * 3584**2 + 2 * 3584 * 512 + 3 * 3584 * 18944)
+    assert found.memory - packed.memory == pytest.approx(linear * (2 - 0.516))
     laptop = plan.make_plan(place(planned, tmp_path), machine())
     assert not laptop.fits and plan.what_would_fit(place(planned, tmp_path), machine()) is None
 

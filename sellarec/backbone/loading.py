@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import os
 import tempfile
@@ -20,9 +21,13 @@ from sellarec.data import sources
 from sellarec.errors import SellarecError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+NF4 = "nf4"
+"""Linear weights in 4 bits (QLoRA), everything else and the products in the dtype that "auto" chooses."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +37,32 @@ class Placement:
     device: torch.device
     dtype: torch.dtype
     reason: str
+    nf4: bool = False
+
+    @property
+    def number_format(self) -> str:
+        return NF4 if self.nf4 else str(self.dtype).removeprefix("torch.")
+
+    def cast(self, model: nn.Module) -> nn.Module:
+        """The model in the working dtype; one of 4-bit weights was loaded in it."""
+        return model if self.nf4 else model.to(self.dtype)
 
 
 def choose_placement(dtype: str = "auto") -> Placement:
-    """The fastest sound choice on this machine; `dtype` other than "auto" is obeyed."""
+    """The fastest sound choice on this machine; `dtype` other than "auto" is obeyed.
+
+    Raises:
+        SellarecError: an unknown dtype, or one that this machine cannot work with.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype == NF4:
+        if device.type == "cpu":
+            raise SellarecError(f"--dtype {NF4} needs a GPU: on a CPU no gradient passes through 4-bit weights.")
+        auto = choose_placement()
+        return Placement(device, auto.dtype, f"4-bit weights as asked, products in {auto.reason}", nf4=True)
     if dtype != "auto":
         if dtype not in DTYPES:
-            raise SellarecError(f"dtype '{dtype}' is not known. Valid: auto, {', '.join(DTYPES)}.")
+            raise SellarecError(f"dtype '{dtype}' is not known. Valid: auto, {', '.join(DTYPES)}, {NF4}.")
         return Placement(device, DTYPES[dtype], f"{dtype} on {device.type}, as asked")
     if device.type == "cuda":
         return Placement(device, torch.bfloat16, "bfloat16 on cuda: a GPU is there")
@@ -58,10 +81,10 @@ def cpu_features() -> dict[str, bool]:
 
 
 def load_backbone(name: str, placement: Placement) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load model and tokenizer in float32 from disk or the hub; the caller casts after merging adapters.
+    """Load model and tokenizer from disk or the hub, on a CPU in float32; the caller casts after merging adapters.
 
     Raises:
-        SellarecError: nothing by that name can be loaded; says how to get it.
+        SellarecError: nothing by that name can be loaded, or 4-bit weights need a package; says how to get it.
     """
     # Imported late: it takes seconds, and a report whose runs are all there never needs it.
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -72,14 +95,30 @@ def load_backbone(name: str, placement: Placement) -> tuple[PreTrainedModel, Pre
     folder = _resolve(name)
     # In bfloat16 on a CPU eager attention's backward was the faster one (7.9 against 6.0 rows/s, SmolLM2-135M).
     attention = "eager" if placement.device.type == "cpu" else "sdpa"
-    dtype = torch.float32 if placement.device.type == "cpu" else placement.dtype
+    dtype = torch.float32 if placement.device.type == "cpu" and not placement.nf4 else placement.dtype
+    quantized = _four_bits(placement) if placement.nf4 else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, **quantized)
     except (OSError, ValueError) as error:
         raise _not_loadable(name, error) from error
     model.requires_grad_(False)
-    return model.to(placement.device).eval(), tokenizer
+    return (model if placement.nf4 else model.to(placement.device)).eval(), tokenizer
+
+
+def _four_bits(placement: Placement) -> dict[str, object]:
+    """What `from_pretrained` is told so that it reads linear weights as 4 bits."""
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SellarecError(f'--dtype {NF4} needs bitsandbytes: pip install -e ".[nf4]".')
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=placement.dtype,
+    )
+    return {"quantization_config": how, "device_map": {"": placement.device}}
 
 
 def load_shape(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:

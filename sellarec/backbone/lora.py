@@ -54,7 +54,7 @@ def add_lora(lm: LanguageModel, settings: LoraSettings, seed: int) -> LanguageMo
 
     torch.manual_seed(seed)
     try:
-        adapted = get_peft_model(lm.model.to(lm.placement.dtype), lora_config(settings))
+        adapted = get_peft_model(lm.placement.cast(lm.model), lora_config(settings))
     except ValueError as error:
         raise SellarecError(f"lora.targets '{settings.targets}' does not fit this backbone: {error}") from error
     return _trainable(lm, adapted, settings.checkpointing)
@@ -70,7 +70,7 @@ def resume_lora(lm: LanguageModel, folder: Path, *, checkpointing: bool = False)
     """The language model with a saved adapter that is trained further; otherwise as `add_lora`."""
     from peft import PeftModel
 
-    adapted = PeftModel.from_pretrained(lm.model.to(lm.placement.dtype), folder, is_trainable=True)
+    adapted = PeftModel.from_pretrained(lm.placement.cast(lm.model), folder, is_trainable=True)
     return _trainable(lm, adapted, checkpointing)
 
 
@@ -83,6 +83,8 @@ def save_lora(lm: LanguageModel, folder: Path) -> None:
 def merge_lora(lm: LanguageModel, folder: Path) -> LanguageModel:
     """Load a saved adapter, fold it into the float32 weights, and cast to the working dtype.
 
+    Beside 4-bit weights, which could not hold the sum, the adapter stays as it is.
+
     Raises:
         SellarecError: the adapter changes nothing, which means that it did not load.
     """
@@ -91,6 +93,8 @@ def merge_lora(lm: LanguageModel, folder: Path) -> LanguageModel:
     model = PeftModel.from_pretrained(lm.model, folder)
     if not any(p.abs().sum() > 0 for n, p in model.named_parameters() if "lora_B" in n):
         raise SellarecError(f"{folder}: the adapter's B matrices are zero or missing; it would change nothing.")
+    if lm.placement.nf4:
+        return lm.with_model(model.requires_grad_(False).eval(), mixed=lm.placement.dtype != torch.float32)
     merged = model.merge_and_unload()
     merged.requires_grad_(False)
-    return lm.with_model(merged.to(lm.placement.dtype).eval())
+    return lm.with_model(lm.placement.cast(merged).eval())

@@ -95,7 +95,7 @@ class Workspace:
     def base_model(self) -> LanguageModel:
         """The untuned backbone in its working dtype."""
         lm = self.fresh_model()
-        return lm.with_model(lm.model.to(lm.placement.dtype))
+        return lm.with_model(lm.placement.cast(lm.model))
 
     def fresh_model(self) -> LanguageModel:
         """A new float32 copy of the backbone, for training or merging."""
@@ -170,7 +170,7 @@ class Workspace:
 
     @cached_property
     def base_dtype(self) -> str:
-        return str(choose_placement(self.config.dtype).dtype).removeprefix("torch.")
+        return choose_placement(self.config.dtype).number_format
 
     def failure(self, name: str) -> str | None:
         """Why the last try to compute a system failed; None if it did not, or what it needs is missing."""
