@@ -383,7 +383,7 @@ def test_adapters_keep_float32_and_are_multiplied_in_the_working_dtype(backbone)
 
 
 def test_4_bit_weights_keep_the_adapter_beside_them_and_answer_nearly_the_same(tokenizer, tmp_path):
-    pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes: pip install 'sellarec[nf4]'")
+    pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes: pip install -e '.[nf4]'")
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)  # wider than elsewhere: a block of 4-bit weights is 64 long
     backbone = tmp_path / "backbone"
