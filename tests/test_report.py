@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from PIL import Image
 
 from sellarec import figures, report
 from sellarec.config import make_config
@@ -160,20 +161,26 @@ def test_without_a_browser_the_report_says_how_to_get_images(made, monkeypatch, 
     assert "needs a Chrome or Chromium" in report.write_images(tmp_path)
 
 
-def test_only_figures_that_changed_are_drawn_again(monkeypatch, tmp_path):
+def test_only_figures_that_changed_are_drawn_again_and_without_menus(monkeypatch, tmp_path):
     drawn = []
 
     def draw(loaded, files, **options):
+        assert not any(figure.layout.updatemenus for figure in loaded)
         drawn.extend(f.name for f in files)
         for file in files:
+            if file.suffix == ".png":
+                Image.new("RGB", (2, 1), "#D55E00").save(file)
             file.touch()
 
     monkeypatch.setattr(report.pio, "write_images", draw)
-    first, second = go.Figure(), go.Figure(layout={"title": {"text": "other"}})
+    menus = [{"buttons": [{"label": "colours", "method": "update"}]}]
+    first, second = go.Figure(layout={"updatemenus": menus}), go.Figure(layout={"title": {"text": "other"}})
     for name in ("a", "b"):
         figures.export_figure(first, name, tmp_path)
     report.write_images(tmp_path)
     assert sorted(drawn) == ["a.pdf", "a.png", "a.svg", "b.pdf", "b.png", "b.svg"]
+    with Image.open(tmp_path / "figures" / "a.png") as image:
+        assert image.mode == "P" and image.convert("RGB").getpixel((1, 0)) == (0xD5, 0x5E, 0)
     drawn.clear()
     figures.export_figure(first, "a", tmp_path)
     figures.export_figure(second, "b", tmp_path)
@@ -193,6 +200,14 @@ def test_figures_show_the_tables_numbers():
     assert figure.data[0].error_x.array[0] == pytest.approx(0.2)
     assert figure.data[0].error_x.arrayminus[0] == pytest.approx(0.1)
     assert {t.marker.color for t in figure.data} == {COLOURS["mf"], COLOURS["sella"]}
+
+
+def test_violins_are_drawn_from_as_many_quantiles_however_many_rows_there_are():
+    label = np.repeat([0, 1], [5000, 3])
+    scores = {"mf": np.concatenate([np.linspace(0.2, 0.6, 5000), [0.5, 0.7, 0.9]])}
+    disliked, liked = figures.scores_figure(scores, label, {"mf": "MF"}).data
+    assert len(disliked.y) == 400 and list(liked.y) == [0.5, 0.7, 0.9] and liked.x0 == "MF"
+    assert disliked.y.min() == 0.2 and disliked.y.max() == 0.6 and np.median(disliked.y) == pytest.approx(0.4, abs=1e-3)
 
 
 def test_the_cosine_figure_is_a_share_of_the_items():
