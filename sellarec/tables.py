@@ -147,7 +147,7 @@ def by_part(lines: pd.DataFrame, metric: str) -> pd.DataFrame:
     users = "uauc_users" if metric == "uauc" else "users"
     shown = lines.assign(
         said=[
-            "undefined" if np.isnan(v) else f"{v:.4f} [{lo:.4f}, {hi:.4f}]"
+            "undefined" if np.isnan(v) else f"{v:.3f} [{lo:.3f}, {hi:.3f}]"
             for v, lo, hi in lines[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
         ],
         column=[f"{p}: {r:,} rows, {u:,} users" for p, r, u in lines[["part", "rows", users]].itertuples(index=False)],
