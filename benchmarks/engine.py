@@ -4,7 +4,7 @@
     python benchmarks/engine.py --dataset ml-1m --rows 512 --curve
 
 (a) scoring test rows, (b) ranking the catalogue for one user, (c) stage-3 steps, (d) stage-1 steps, (e) stage-2 epochs,
-(f) the bootstrap. The plain way is `plain.py`. "of peak" is the time that the plain way's matrix products would take
+(f) the bootstrap. The plain way is `plain.py`; llama.cpp too scores, if llama-cpp-python is installed. "of peak" is the time that the plain way's matrix products would take
 at the rate of a large one in the working number format; more than 100 % means that work was saved, not done faster.
 Kept beginnings are read from memory here, where the system holds files that were just written; a file larger than the
 memory comes from the disk. The last line is one JSON document.
@@ -13,6 +13,7 @@ memory comes from the disk. The last line is one JSON document.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
 import json
 import os
@@ -41,6 +42,7 @@ from sellarec.backbone.lora import LoraSettings, add_lora
 from sellarec.backbone.prefixes import keep_prefixes
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.config import make_config
+from sellarec.data import sources
 from sellarec.evaluation import UserBootstrap, auc, uauc
 from sellarec.plan import matmul_rate
 from sellarec.prompts import SOFT_TOKENS, PromptWriter
@@ -183,6 +185,13 @@ class Bench:
         for way, lm in self.plain_ways.items():
             self.table.measure(
                 task, way, lambda lm=lm: plain.scores(lm, rows), len(rows), tokens, **gaps(plain.scores(lm, rows))
+            )
+        if importlib.util.find_spec("llama_cpp") and self.options.backbone in sources.MODELS:
+            source = sources.MODELS[self.options.backbone]
+            by_llama_cpp = plain.llama_cpp_scores(sources.fetch(source.name) / source.gguf, self.lm.answer_ids)
+            found = by_llama_cpp(rows)
+            self.table.measure(
+                task, "llama.cpp, same GGUF", lambda: by_llama_cpp(rows), len(rows), tokens, **gaps(found)
             )
         found = score_rows(self.lm, rows, label="")
         self.table.measure(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,6 +46,26 @@ def scores(lm: LanguageModel, rows: Sequence[TokenRow]) -> np.ndarray:
         ids, mask = padded(rows[start : start + batch], lm.placement.device)
         out.append(answers(lm, lm.model(input_ids=ids, attention_mask=mask).logits, mask))
     return torch.cat(out).cpu().numpy()
+
+
+def llama_cpp_scores(gguf: Path, answer_ids: tuple[int, int]) -> Callable[[Sequence[TokenRow]], np.ndarray]:
+    """What llama.cpp makes of the same file: a function that scores rows, one after the other."""
+    import llama_cpp
+
+    longest = 1024
+    llm = llama_cpp.Llama(str(gguf), n_ctx=longest, n_batch=longest, n_ubatch=longest, verbose=False)
+    yes, no = answer_ids
+
+    def scores(rows: Sequence[TokenRow]) -> np.ndarray:
+        out = []
+        for row in rows:
+            llm.reset()
+            llm.eval(row.prefix + row.suffix)
+            logits = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
+            out.append(logits[yes] - logits[no])
+        return np.array(out, dtype=np.float32)
+
+    return scores
 
 
 def lora_steps(lm: LanguageModel, rows: Sequence[TokenRow], label: Tensor) -> Callable[[], None]:
