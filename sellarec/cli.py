@@ -241,6 +241,8 @@ def _plan(argv: list[str]) -> None:
     from sellarec import plan
     from sellarec.systems.base import Workspace
 
+    if options.config.split:
+        raise SellarecError("A plan is of one process that holds all weights: leave out --split.")
     work = Workspace(options.config, computes=False)
     machine = plan.machine(options.config.dtype, options.device, options.memory, options.tflops)
     found = plan.make_plan(work, machine)

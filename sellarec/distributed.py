@@ -75,15 +75,8 @@ def split_frozen_weights(layers: Iterable[nn.Module]) -> None:
 
     mesh = init_device_mesh(_state().device.type, (world(),))
     for layer in layers:
-        fully_shard(layer, mesh=mesh, ignored_params={p for p in layer.parameters() if p.requires_grad})
-
-
-def synchronise_only_trained(model: nn.Module) -> None:
-    """Keep DDP from sending frozen weights, which all processes have read from the same files, or hold parts of."""
-    from torch.nn.parallel import DistributedDataParallel
-
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+        trained = {p for p in layer.parameters() if p.requires_grad}
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
 
 
 @cache

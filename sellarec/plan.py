@@ -112,11 +112,13 @@ def machine(
     """This machine, measured now; or another one, of which device, GiB and 10^12 operations a second are named.
 
     Raises:
-        SellarecError: another device is named without its memory and rate.
+        SellarecError: another device is named without its memory and rate, or cannot work with the dtype.
     """
     if device is not None:
         if device not in ("cpu", "cuda") or memory is None or tflops is None:
             raise SellarecError("Another machine needs all of --device (cpu or cuda), --memory and --tflops.")
+        if device == "cpu" and dtype == NF4:
+            raise SellarecError(f"--dtype {NF4} needs a GPU.")
         named = DTYPES.get(dtype, torch.bfloat16 if device == "cuda" else torch.float32)
         return Machine(device, named, int(memory * GIB), tflops * 1e12, dtype == NF4)
     place = choose_placement(dtype)
@@ -178,7 +180,7 @@ def _plan_with(shape: Shape, config: Config) -> Plan:
     steps.append(shape.scoring("distilling items", data.n_items, np.array([[0, shape.item_tokens]])))
     cost = shape.stage3_behind_kept if kept else shape.stage3
     through = rows * config.stage3.epochs
-    steps.append(shape.training("stage 3, soft tokens", through, config.stage3, shape.hybrid, cost, kept=kept))
+    steps.append(shape.training("stage 3, soft tokens", through, config.stage3, shape.hybrid, cost, shape.soft, kept))
     steps.append(shape.scoring("stage 3, validation", valid * config.stage3.evaluations, shape.hybrid, kept))
     steps.append(shape.scoring("stage 3, scoring", valid + test, shape.hybrid, kept))
     return Plan(shape.parameters, shape.adapter, steps, machine)
@@ -223,6 +225,8 @@ class Shape:
         texts, hybrids = prompts_of(work, lm, rows), prompts_of(work, lm, rows, SOFT_TOKENS)
         self.text = _lengths(cut_prompts(work, lm, rows, texts))
         self.hybrid = _lengths(cut_prompts(work, lm, rows, hybrids, SOFT_TOKENS))
+        data, width, dim = work.dataset, self.config.hidden_size, work.config.stage2.dim
+        self.soft = (data.n_users + data.n_items + 2) * (dim + 1) + (data.n_items + 1 + width) * width
         items = range(1, min(SAMPLE, work.dataset.n_items) + 1)
         self.item_tokens = round(np.mean([len(tokenizer(item_prompt(work.dataset, i))["input_ids"]) for i in items]))
 
@@ -239,7 +243,7 @@ class Shape:
         """A training step's needs: operations at the mean length, memory at the longest of the sample."""
         per_row = cost(*_whole_numbers(lengths.mean(axis=0))).operations
         activations = cost(*_whole_numbers(lengths.max(axis=0))).kept * -(-config.batch // config.accumulate)
-        # 16 bytes a parameter of an adapter: itself, its gradient, two moments
+        # 16 bytes a trained parameter: itself, its gradient, two moments
         memory = self._weights() + 16 * trained + self.work * activations
         tokens = lengths[:, int(kept) :].sum(axis=1).mean()
         return Step(name, rows, round(rows * tokens), rows * per_row, self._peak(memory))
@@ -294,7 +298,7 @@ class Shape:
 
     def _peak(self, working: float) -> float:
         """On a CPU weights are read, and adapters merged, in float32."""
-        reading = self.parameters * 4 if self.machine.device == "cpu" and not self.machine.nf4 else 0
+        reading = self.parameters * 4 if self.machine.device == "cpu" else 0
         return RUNTIME + max(working, reading)
 
     def _count(self, models: dict[int, nn.Module], which: Callable[[nn.Parameter], bool]) -> int:

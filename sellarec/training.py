@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from sellarec.distributed import agreed, is_main, rank, summed, synchronise_only_trained, wait, world
+from sellarec.distributed import agreed, is_main, rank, summed, wait, world
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc
 from sellarec.progress import Progress
@@ -132,7 +132,6 @@ def train(
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / rising, 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps))))
     )
-    synchronise_only_trained(model)
     shared, optimizer = accelerator.prepare(model, optimizer)
     position = _Position(plan=plan)
     accelerator.register_for_checkpointing(rate, position)
@@ -159,7 +158,7 @@ def train(
             batch = schedule[position.step]
             model.train()
             loss = 0.0
-            for part in np.array_split(batch, min(config.accumulate, len(batch))):
+            for part in np.array_split(batch, min(max(1, config.accumulate // world()), len(batch))):
                 mine = part[rank() :: world()]
                 rows = mine if len(mine) else part[:1]  # every process must take part in every step
                 losses = binary_cross_entropy_with_logits(shared(rows), target[rows], reduction="none")

@@ -207,6 +207,8 @@ def test_violins_are_drawn_from_as_many_quantiles_however_many_rows_there_are():
     scores = {"mf": np.concatenate([np.linspace(0.2, 0.6, 5000), [0.5, 0.7, 0.9]])}
     disliked, liked = figures.scores_figure(scores, label, {"mf": "MF"}).data
     assert len(disliked.y) == 400 and list(liked.y) == [0.5, 0.7, 0.9] and liked.x0 == "MF"
+    spread = min(scores["mf"][:5000].std(), 0.2 / 1.349)
+    assert disliked.bandwidth == pytest.approx(1.059 * spread * 5000**-0.2, rel=1e-3)
     assert disliked.y.min() == 0.2 and disliked.y.max() == 0.6 and np.median(disliked.y) == pytest.approx(0.4, abs=1e-3)
 
 

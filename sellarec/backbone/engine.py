@@ -1,5 +1,8 @@
 """The forward pass, without the work that does not matter.
 
+Scoring is done under no_grad rather than inference_mode: weights that several processes share are gathered into tensors
+that a later training step must be able to save.
+
 Only the last position and two rows of the output head decide a score, so no vocabulary logits are made. Rows that
 share a prefix share its computation; the prefix needs no gradient, because nothing trainable stands in it.
 """
@@ -340,8 +343,9 @@ def _prefix_cache(
     """Keys and values of the rows' prefixes: each distinct one computed once, then handed to its rows."""
     device = lm.placement.device
     if not any(r.prefix for r in rows):
-        if lm.split:
-            _body(lm)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))  # others may have prefixes
+        if lm.split:  # other processes may have prefixes
+            with torch.no_grad(), lm.precision():
+                _body(lm)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
         return (
             None,
             torch.ones(len(rows), 0, dtype=torch.long, device=device),

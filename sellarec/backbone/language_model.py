@@ -122,9 +122,14 @@ class LanguageModel:
         return self.tokenizer.bos_token_id is not None and ids[0] == self.tokenizer.bos_token_id
 
     def with_model(self, model: nn.Module, *, mixed: bool = False) -> LanguageModel:
-        """The same vocabulary over a model that is ready to compute."""
+        """The same vocabulary over a model that is ready to compute.
+
+        Raises:
+            SellarecError: the model is to be split and cannot be.
+        """
         if self.split:
             split_frozen_weights(_layers(model))
+            model.to(self.placement.device)  # what is not split; it was loaded on the CPU
         return replace(self, model=model, mixed=mixed)
 
     def precision(self) -> torch.autocast:
@@ -139,15 +144,20 @@ def open_language_model(name: str, dtype: str = "auto", *, split: bool = False) 
     Args:
         split: As in `LanguageModel`; has no effect on one process.
     """
-    placement = choose_placement(dtype)
-    model, tokenizer = load_backbone(name, placement)
-    return replace(wrap_language_model(model, tokenizer, placement), split=split and world() > 1)
+    placement, split = choose_placement(dtype), split and world() > 1
+    if split and placement.nf4:
+        raise SellarecError("--split and --dtype nf4 do not go together: 4-bit weights cannot be cut.")
+    model, tokenizer = load_backbone(name, placement, on_cpu=split)
+    return replace(wrap_language_model(model, tokenizer, placement), split=split)
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
     """The model's layers, beneath an adapter if there is one."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return [m for m in base.modules() if type(m).__name__ in (base._no_split_modules or ())]
+    layers = [m for m in base.modules() if type(m).__name__ in (base._no_split_modules or ())]
+    if not layers:
+        raise SellarecError("--split: transformers does not say what this backbone's layers are.")
+    return layers
 
 
 def wrap_language_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, placement: Placement) -> LanguageModel:

@@ -80,8 +80,13 @@ def cpu_features() -> dict[str, bool]:
     }
 
 
-def load_backbone(name: str, placement: Placement) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_backbone(
+    name: str, placement: Placement, *, on_cpu: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load model and tokenizer from disk or the hub, on a CPU in float32; the caller casts after merging adapters.
+
+    Args:
+        on_cpu: Leave the model in the CPU's memory, whatever the placement says.
 
     Raises:
         SellarecError: nothing by that name can be loaded, or 4-bit weights need a package; says how to get it.
@@ -95,7 +100,7 @@ def load_backbone(name: str, placement: Placement) -> tuple[PreTrainedModel, Pre
     folder = _resolve(name)
     # In bfloat16 on a CPU eager attention's backward was the faster one (7.9 against 6.0 rows/s, SmolLM2-135M).
     attention = "eager" if placement.device.type == "cpu" else "sdpa"
-    dtype = torch.float32 if placement.device.type == "cpu" and not placement.nf4 else placement.dtype
+    dtype = torch.float32 if placement.device.type == "cpu" else placement.dtype
     quantized = _four_bits(placement) if placement.nf4 else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -103,7 +108,7 @@ def load_backbone(name: str, placement: Placement) -> tuple[PreTrainedModel, Pre
     except (OSError, ValueError) as error:
         raise _not_loadable(name, error) from error
     model.requires_grad_(False)
-    return (model if placement.nf4 else model.to(placement.device)).eval(), tokenizer
+    return (model if placement.nf4 or on_cpu else model.to(placement.device)).eval(), tokenizer
 
 
 def _four_bits(placement: Placement) -> dict[str, object]:

@@ -108,7 +108,7 @@ def fit_collab(
         raise SellarecError(f"loss '{config.loss}' of {label} is not known. Valid: bce, mse.")
     groups = [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": config.weight_decay}]
     groups += [{"weight_decay": 0.0, **g, "params": list(g["params"])} for g in extra_groups]
-    optimizer = torch.optim.Adam(groups, lr=config.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(groups, lr=config.learning_rate)
     random = torch.Generator().manual_seed(seed)
     best, best_epoch, best_state = -1.0, 0, []
     trained = [model, *(p for g in groups[1:] for p in g["params"])]

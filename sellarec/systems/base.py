@@ -98,7 +98,7 @@ class Workspace:
         return lm.with_model(lm.placement.cast(lm.model))
 
     def fresh_model(self) -> LanguageModel:
-        """A new float32 copy of the backbone, for training or merging."""
+        """A new copy of the backbone, for training or merging."""
         return open_language_model(self.config.backbone, self.config.dtype, split=self.config.split)
 
     @cached_property

@@ -34,9 +34,15 @@ class TextModel(nn.Module):
             soft: Trained along; maps row positions to the vectors of the soft tokens in these rows.
         """
         super().__init__()
-        self.llm, self.soft = lm.model, soft
+        # not the model itself: what looks after several processes should see the trained weights only
+        self.adapter = nn.ParameterList(p for p in lm.model.parameters() if p.requires_grad)
+        self.soft = soft
         self._lm, self._rows = lm, [without_prefix(r) for r in rows]
         self.lengths = np.array([len(r) for r in rows])
+
+    def train(self, mode: bool = True) -> TextModel:
+        self._lm.model.train(mode)
+        return super().train(mode)
 
     def forward(self, positions: np.ndarray) -> Tensor:
         return log_odds(self._lm, [self._rows[i] for i in positions], self.soft(positions) if self.soft else None)
