@@ -54,6 +54,8 @@ class Stage3Config(TrainConfig):
     """Ours: add to the user and item token how much of their training ratings were likes, and how many there were."""
     facts: bool = True
     """Ours: add genres and year to the warm token."""
+    fact_norm: float = 1.0
+    """Mean norm at which projected facts start, in norms of a token embedding; records start at 1."""
     vector_norm: float = 0.25
     """Mean norm at which projected collaborative and semantic vectors start, in norms of a token embedding."""
     tokens: str = "user,item,warm"
@@ -259,6 +261,8 @@ QUICK_ON: dict[str, dict[str, Any]] = {
     "ml-1m": {
         "stage1.rows": 8000,
         "stage3.rows": 12000,
+        "stage3.epochs": 2,
+        "stage3.evaluations": 4,
         "evaluation.valid_rows": 1000,
     },
     "amazon-book": {

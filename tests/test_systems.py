@@ -144,7 +144,7 @@ def test_each_part_of_the_soft_tokens_starts_at_its_share_of_a_word_embeddings_n
             (soft.user_scale * soft.collab_projection(soft.mf.user_features(user.unique())), 0.25),
             (soft.collab_projection(soft.mf.item_features(item.unique())), 0.25),
             (soft.warm_projection(soft.semantic(item.unique())), 0.25),
-            (soft.fact_projection(soft.facts[item.unique()]), 0.25),
+            (soft.fact_projection(soft.facts[item.unique()]), 1.0),
             (soft.record_projections["item"](item_record), 1.0),
         ]
     for part, share in starts:

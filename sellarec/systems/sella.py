@@ -103,8 +103,8 @@ class SoftTokens(nn.Module):
         return token if self.fact_projection is None else token + self.fact_projection(self.facts[item])
 
     @torch.no_grad()
-    def fit_scale(self, inputs: RowInputs, token_norm: float, vector_norm: float) -> None:
-        """Start all parts at a fixed mean norm: records at `token_norm`, all else at `vector_norm` times that.
+    def fit_scale(self, inputs: RowInputs, token_norm: float, vector_norm: float, fact_norm: float) -> None:
+        """Start all parts at a fixed mean norm: records at `token_norm`, vectors and facts at so many times that.
 
         The factors go into the last layers rather than beside them, so that a step of the optimiser moves every token
         by about as much. Users share the items' projection and keep a factor of their own.
@@ -117,7 +117,7 @@ class SoftTokens(nn.Module):
         _rescale(self.warm_projection, warm, vector_norm * token_norm)
         if self.fact_projection is not None:
             facts = self.fact_projection(self.facts[item.unique()])
-            _rescale(self.fact_projection.layers[-1], facts, vector_norm * token_norm)
+            _rescale(self.fact_projection.layers[-1], facts, fact_norm * token_norm)
         self.user_scale.copy_(items.norm(dim=1).mean() / users)
         records = {"user": user_record, "item": item_record}
         for column, projection in self.record_projections.items():
@@ -222,7 +222,8 @@ def new_soft_tokens(work: Workspace, lm: LanguageModel) -> SoftTokens:
         semantic.requires_grad_(False)
     facts = item_facts(work.dataset) if config.facts else None
     soft = SoftTokens(mf, semantic, projection, records=config.records, facts=facts)
-    soft.fit_scale(row_inputs(work, stage2_rows(work).index.to_numpy()), lm.token_norm(), config.vector_norm)
+    known = row_inputs(work, stage2_rows(work).index.to_numpy())
+    soft.fit_scale(known, lm.token_norm(), config.vector_norm, config.fact_norm)
     return soft.to(lm.placement.device)
 
 
