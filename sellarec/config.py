@@ -251,10 +251,11 @@ EVERY_PROFILE_ON: dict[str, dict[str, Any]] = {"amazon-book": {"data.like_above"
 
 QUICK_ON: dict[str, dict[str, Any]] = {
     "ml-100k": {
-        "stage1.rows": 1000,
+        "stage1.rows": 800,
         "stage2.learning_rate": 1e-2,
         "stage2.batch": 8192,
         "stage3.rows": 1200,
+        "analysis.attention_rows": 24,
         "evaluation.test_rows": 1800,
         "evaluation.valid_rows": 200,
     },

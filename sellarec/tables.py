@@ -143,11 +143,11 @@ def slices_table(work: Workspace, systems: Sequence[str] = OVERALL) -> pd.DataFr
 
 
 def by_part(lines: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """`analysis.slices.metrics_on` as people read it: "0.731 [0.712, 0.750]" by system and part of the rows."""
+    """`analysis.slices.metrics_on` as people read it: ".731 [.712, .750]" by system and part of the rows."""
     users = "uauc_users" if metric == "uauc" else "users"
     shown = lines.assign(
         said=[
-            "undefined" if np.isnan(v) else f"{v:.3f} [{lo:.3f}, {hi:.3f}]"
+            "undefined" if np.isnan(v) else f"{v:.3f} [{lo:.3f}, {hi:.3f}]".replace("0.", ".")
             for v, lo, hi in lines[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
         ],
         column=[f"{p}: {r:,} rows, {u:,} users" for p, r, u in lines[["part", "rows", users]].itertuples(index=False)],

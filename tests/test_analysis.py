@@ -45,7 +45,10 @@ def test_metrics_on_a_part_are_the_metrics_of_its_rows(small_workspace):
     assert line["auc_low"] <= line["auc"] <= line["auc_high"] and line["rows"] == warm.sum()
     shown = tables.by_part(table, "auc")
     assert list(shown.index) == ["Counting (item + user mean)", "MF"]
-    assert shown.columns[1].startswith(f"warm: {warm.sum()} rows, ") and f"{line['auc']:.3f} [" in shown.iloc[1, 1]
+    assert (
+        shown.columns[1].startswith(f"warm: {warm.sum()} rows, ")
+        and f"{line['auc']:.3f} [".lstrip("0") in shown.iloc[1, 1]
+    )
     figure = figures.slices_figure(table, "Warm and cold")
     drawn = next(t for t in figure.data if t.name == "MF" and t.yaxis == "y")
     assert drawn.y[1] == line["auc"] and "rows" in drawn.x[0]

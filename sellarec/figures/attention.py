@@ -96,7 +96,7 @@ def attention_map_figure(
             row=1,
             col=col,
         )
-        figure.update_xaxes(**ticks, tickangle=90, showgrid=False, row=1, col=col)
+        figure.update_xaxes(**ticks, tickangle=-90, showgrid=False, row=1, col=col)
         figure.update_yaxes(**ticks, autorange="reversed", showgrid=False, row=1, col=col)
     figure.update_layout(**LAYOUT, height=760)
     figure.update_layout(margin={"l": 90, "r": 40, "t": 130, "b": 110})

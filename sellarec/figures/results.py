@@ -174,6 +174,7 @@ def scores_figure(
                 spanmode="hard",
             )
     figure.update_layout(**LAYOUT, **LEGEND_BELOW, violinmode="overlay", violingap=0.1, height=460)
+    figure.update_xaxes(range=[-0.6, len(scores) - 0.4])
     figure.update_yaxes(title_text="predicted probability", range=[0, 1])
     return titled(figure, "How the probabilities of liked and disliked rows spread", note)
 
