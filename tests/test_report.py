@@ -210,6 +210,8 @@ def test_violins_are_drawn_from_as_many_quantiles_however_many_rows_there_are():
     spread = min(scores["mf"][:5000].std(), 0.2 / 1.349)
     assert disliked.bandwidth == pytest.approx(1.059 * spread * 5000**-0.2, rel=1e-3)
     assert disliked.y.min() == 0.2 and disliked.y.max() == 0.6 and np.median(disliked.y) == pytest.approx(0.4, abs=1e-3)
+    only_likes = figures.scores_figure(scores, np.ones_like(label), {"mf": "MF"})
+    assert [trace.name for trace in only_likes.data] == ["liked"]
 
 
 def test_the_cosine_figure_is_a_share_of_the_items():

@@ -160,6 +160,8 @@ def scores_figure(
     for name, values in scores.items():
         for value, side in ((0, "negative"), (1, "positive")):
             chosen = values[label == value].astype(float)
+            if not len(chosen):
+                continue
             figure.add_violin(
                 y=np.round(np.quantile(chosen, np.linspace(0, 1, min(QUANTILES, len(chosen)))), 4),
                 x0=labels[name],
