@@ -151,6 +151,8 @@ def test_the_command_prints_a_plan_for_this_machine_or_another(planted_table, ll
     assert ("stage 3, soft tokens" in said and "float32 on cpu" in said) or "bfloat16 on cpu" in said
     cli.main([*words, "--device", "cuda", "--memory", "80", "--tflops", "400"])
     assert "bfloat16 on cuda" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="leave out --split"):
+        cli.main([*words, "--split"])
     with pytest.raises(SystemExit, match="needs all of --device"):
         cli.main([*words, "--device", "cuda"])
     with pytest.raises(SystemExit, match=r"needs .* GiB, 0\.0 are free"):
