@@ -251,7 +251,7 @@ EVERY_PROFILE_ON: dict[str, dict[str, Any]] = {"amazon-book": {"data.like_above"
 
 QUICK_ON: dict[str, dict[str, Any]] = {
     "ml-100k": {
-        "stage1.rows": 800,
+        "stage1.rows": 600,
         "stage2.learning_rate": 1e-2,
         "stage2.batch": 8192,
         "stage3.rows": 1200,

@@ -139,6 +139,9 @@ def test_without_contrastive_learning_the_projection_is_as_it_was_drawn(small_wo
     np.testing.assert_array_equal(without.semantic, without.distilled)  # nothing pulled at them
     assert not np.array_equal(with_cl.semantic, with_cl.distilled)
     assert not np.array_equal(clouds["with CL, after stage 3"].projected, with_cl.projected)
+    after = clouds["without CL, after stage 3"]
+    np.testing.assert_array_equal(after.semantic, after.distilled)  # this variant shows no warm token
+    assert not np.array_equal(after.projected, without.projected)
 
 
 def test_step_0_scores_warm_rows_with_vectors_that_nothing_trained(small_workspace):

@@ -73,17 +73,13 @@ def after_stage_3(work: Workspace, system: str = "sella") -> Clouds:
 
 
 def all_clouds(work: Workspace) -> dict[str, Clouds]:
-    """With and without contrastive learning, before and after stage 3; the last only if its run is in the store."""
-    out = {
+    """With and without contrastive learning, before and after stage 3."""
+    return {
         "with CL, before stage 3": after_stage_2(work),
         "without CL, before stage 3": after_stage_2(work.variant(WITHOUT)),
         "with CL, after stage 3": after_stage_3(work),
+        "without CL, after stage 3": after_stage_3(work, "no_alignment"),
     }
-    if work.is_done("no_alignment"):
-        out["without CL, after stage 3"] = after_stage_3(work, "no_alignment")
-    else:
-        print("No run without contrastive learning after stage 3. To compute it: sellarec run no_alignment")
-    return out
 
 
 def alignment_numbers(clouds: dict[str, Clouds]) -> pd.DataFrame:
