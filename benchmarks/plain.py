@@ -38,14 +38,29 @@ def answers(lm: LanguageModel, logits: Tensor, mask: Tensor) -> Tensor:
     return last[:, yes] - last[:, no]
 
 
+Vectors = Callable[[np.ndarray], dict[str, Tensor]]
+"""Positions of rows (B,) → for each soft token its vectors, shape (B, d_L)."""
+
+
+def log_odds(lm: LanguageModel, rows: Sequence[TokenRow], at: np.ndarray, vectors: Vectors | None = None) -> Tensor:
+    """Of the rows at some positions (B,), with their soft tokens, shape (B,)."""
+    ids, mask = padded([rows[i] for i in at], lm.placement.device)
+    embeds = lm.embedding(ids)
+    for token, vector in vectors(at).items() if vectors else ():
+        embeds = embeds.index_put(torch.nonzero(ids == lm.soft_ids[token], as_tuple=True), vector.to(embeds))
+    return answers(lm, lm.model(inputs_embeds=embeds, attention_mask=mask).logits, mask)
+
+
+def batches(n: int, device: torch.device) -> list[np.ndarray]:
+    """Positions of n rows in file order."""
+    size = BATCH[device.type]
+    return [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+
+
 @torch.no_grad()
 def scores(lm: LanguageModel, rows: Sequence[TokenRow]) -> np.ndarray:
     """Log-odds of all rows, shape (n,)."""
-    out, batch = [], BATCH[lm.placement.device.type]
-    for start in range(0, len(rows), batch):
-        ids, mask = padded(rows[start : start + batch], lm.placement.device)
-        out.append(answers(lm, lm.model(input_ids=ids, attention_mask=mask).logits, mask))
-    return torch.cat(out).cpu().numpy()
+    return torch.cat([log_odds(lm, rows, at) for at in batches(len(rows), lm.placement.device)]).cpu().numpy()
 
 
 def llama_cpp_scores(gguf: Path, answer_ids: tuple[int, int]) -> Callable[[Sequence[TokenRow]], np.ndarray]:
@@ -72,36 +87,24 @@ def lora_steps(lm: LanguageModel, rows: Sequence[TokenRow], label: Tensor) -> Ca
     """One pass of LoRA over the rows; the adapter is in float32, whatever the backbone is in."""
     adapter = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(copy.deepcopy(lm.model), adapter)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    batch = BATCH[lm.placement.device.type]
-
-    def steps() -> None:
-        for start in range(0, len(rows), batch):
-            ids, mask = padded(rows[start : start + batch], lm.placement.device)
-            logits = model(input_ids=ids, attention_mask=mask).logits
-            binary_cross_entropy_with_logits(answers(lm, logits, mask), label[start : start + batch]).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    return steps
+    return _steps(lm.with_model(model), model, rows, label)
 
 
 def soft_token_steps(
-    lm: LanguageModel, rows: Sequence[TokenRow], label: Tensor, soft: nn.Module, vectors: Callable[[np.ndarray], dict]
+    lm: LanguageModel, rows: Sequence[TokenRow], label: Tensor, soft: nn.Module, vectors: Vectors
 ) -> Callable[[], None]:
     """One pass of stage 3 over the rows."""
-    optimizer = torch.optim.AdamW([p for p in soft.parameters() if p.requires_grad], lr=1e-4)
-    batch = BATCH[lm.placement.device.type]
+    return _steps(lm, soft, rows, label, vectors)
+
+
+def _steps(
+    lm: LanguageModel, trained: nn.Module, rows: Sequence[TokenRow], label: Tensor, vectors: Vectors | None = None
+) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-4)
 
     def steps() -> None:
-        for start in range(0, len(rows), batch):
-            at = np.arange(start, min(start + batch, len(rows)))
-            ids, mask = padded([rows[i] for i in at], lm.placement.device)
-            embeds = lm.embedding(ids)
-            for token, vector in vectors(at).items():
-                embeds = embeds.index_put(torch.nonzero(ids == lm.soft_ids[token], as_tuple=True), vector.to(embeds))
-            logits = lm.model(inputs_embeds=embeds, attention_mask=mask).logits
-            binary_cross_entropy_with_logits(answers(lm, logits, mask), label[start : start + batch]).backward()
+        for at in batches(len(rows), lm.placement.device):
+            binary_cross_entropy_with_logits(log_odds(lm, rows, at, vectors), label[at]).backward()
             optimizer.step()
             optimizer.zero_grad()
 

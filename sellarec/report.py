@@ -233,9 +233,10 @@ def _entry(work: Workspace, folder: Path, pages: list[Page], profile: str) -> st
     overall = tables.overall_table(work, [n for n in TABLES["table3"] if n in tables.OVERALL or work.is_done(n)])
     links = "".join(f'<li><a href="{p.file}">{escape(p.title)}</a></li>' for p in pages[1:])
     files = "".join(
-        f'<li><a href="{f.relative_to(folder).as_posix()}">{f.relative_to(folder).as_posix()}</a></li>'
-        for f in sorted((folder / "tables").glob("*"))
+        f'<li>{f.stem}: <a href="tables/{f.name}">CSV</a>, <a href="tables/{f.stem}.tex">LaTeX</a></li>'
+        for f in sorted((folder / "tables").glob("*.csv"))
     )
+    shown = dict.fromkeys([*overall["system"], "semantic", *(n for n in TABLES["table5"] if work.is_done(n))])
     made = {p.file.removesuffix(".html") for p in pages}
     return f"""
 <h1>SeLLa-Rec on {escape(work.dataset.name)}</h1>
@@ -249,7 +250,7 @@ def _entry(work: Workspace, folder: Path, pages: list[Page], profile: str) -> st
 <h2>Notebooks, executed</h2><ul>{links}</ul>
 <h2>Tables for papers</h2><ul>{files}</ul>
 <h2>Where every number comes from</h2>
-<div class="scroll">{tables.provenance_table(work, [*overall["system"], "semantic"]).to_html(border=0)}</div>
+<div class="scroll">{tables.provenance_table(work, list(shown)).to_html(border=0)}</div>
 <p class="soft">Each run folder holds its settings, per-row scores and checksums. MovieLens data belongs to
 GroupLens and is not part of this report.</p>
 """

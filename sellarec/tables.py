@@ -188,7 +188,7 @@ def provenance_table(work: Workspace, systems: Sequence[str]) -> pd.DataFrame:
                 "torch": run.config["versions"]["torch"],
             }
         )
-    return pd.DataFrame(lines).set_index("system")
+    return pd.DataFrame(lines).set_index("system").rename_axis(None)
 
 
 def scope(work: Workspace) -> str:

@@ -241,7 +241,7 @@ def test_claims_are_asked_of_what_is_in_the_store(small_workspace):
     gain = UserBootstrap(rows["user"].to_numpy(), rows["label"].to_numpy()).interval(
         "auc", work.test_scores("sella"), work.test_scores("no_warm_token")
     )
-    asked = found["Worse with SeLLa-Warm: no warm token"]
+    asked = found["Worse with no warm token"]
     assert f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" in asked.evidence
     assert f"{rows['user'].nunique()} users" in asked.evidence
     assert asked.verdict == claims.Gain(gain, rows["user"].nunique()).verdict and asked.source == "Table 5"

@@ -5,9 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sellarec.errors import SellarecError
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+
+import exactness  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +47,24 @@ def test_the_script_for_a_gpu_is_sound_shell_and_knows_its_sizes():
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     refused = subprocess.run([script, "huge"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2 and "usage" in refused.stderr and not (REPOSITORY / "bench-huge").exists()
+
+
+@pytest.mark.parametrize("system", ["tallrec", "sella", "no_warm_token"])
+def test_a_run_in_float32_has_the_scores_of_a_plain_pass(small_workspace, system, tmp_path):
+    small_workspace.run(system)
+    kept = tmp_path / "kept.npy"
+    found = exactness.compare(small_workspace, system, keep=kept)
+    assert found["rows"] == len(small_workspace.part("test")) == len(np.load(kept))
+    assert found["max_gap"] < 1e-4
+    assert found["engine"]["auc"] == pytest.approx(found["plain"]["auc"], abs=exactness.GOAL)
+    np.save(kept, np.load(kept) + 1)  # what is kept is not computed again
+    assert exactness.compare(small_workspace, system, keep=kept)["mean_gap"] == pytest.approx(1, abs=1e-4)
+
+
+def test_scores_of_other_rows_and_systems_without_a_prompt_are_refused(small_workspace, tmp_path):
+    np.save(tmp_path / "kept.npy", np.zeros(1, dtype=np.float32))
+    small_workspace.run("tallrec")
+    with pytest.raises(SellarecError, match="it is of other rows"):
+        exactness.compare(small_workspace, "tallrec", keep=tmp_path / "kept.npy")
+    with pytest.raises(SellarecError, match="'counting' is neither"):
+        exactness.compare(small_workspace, "counting")

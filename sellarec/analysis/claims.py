@@ -91,8 +91,8 @@ def _tokens_help_warm_and_cold(work: Workspace) -> Sequence[Claim]:
 
 
 def _part_is_worth_something(work: Workspace, variant: str) -> Claim:
-    gain = _gain(work, variant)
-    return Claim(f"Worse with {_label(variant)}", "Table 5", gain.verdict, f"SeLLa-Rec minus it: {gain}")
+    gain, changed = _gain(work, variant), _label(variant).split(": ")[-1]
+    return Claim(f"Worse with {changed}", "Table 5", gain.verdict, f"SeLLa-Rec minus it: {gain}")
 
 
 def _clouds_meet(work: Workspace) -> Claim:

@@ -1,0 +1,143 @@
+"""Does speed move the metrics? A finished run's scores against a plain float32 pass over the same weights.
+
+    python benchmarks/exactness.py --dataset ml-1m --system sella
+
+The run was scored with the engine: working number format, packed batches, kept beginnings. The plain pass is `plain.py`
+in float32: padded batches, the whole prompt, logits of the whole vocabulary. Which weights were trained is not asked;
+both read the same. The last line is one JSON document.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent))
+import plain
+
+from sellarec.backbone.language_model import LanguageModel, TokenRow, open_language_model
+from sellarec.backbone.lora import merge_lora
+from sellarec.config import make_config
+from sellarec.data.dataset import sample_users
+from sellarec.errors import SellarecError
+from sellarec.evaluation import auc, uauc
+from sellarec.progress import Progress
+from sellarec.runs import code_version
+from sellarec.systems.base import Workspace
+from sellarec.systems.beginnings import prompts_of
+from sellarec.systems.registry import find_system
+from sellarec.systems.sella import SYSTEM as SELLA
+from sellarec.systems.sella import load_soft_tokens, row_inputs
+
+TEXT_ONLY = ("zero_shot", "tallrec")
+
+GOAL = 0.0005
+"""The metrics may move by so much."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Score a finished run's test rows again, in float32 and without any of the engine's savings."""
+
+    dataset: str = "ml-100k"
+    """A registered dataset or an own table."""
+    system: str = "sella"
+    """zero_shot, tallrec, sella, or a variant of sella; its run must be in the store."""
+    backbone: str = "smollm2-135m"
+    """As for `sellarec run`."""
+    profile: str = "quick"
+    """As for `sellarec run`."""
+    seed: int = 0
+    """As for `sellarec run`."""
+    runs: Path = Path("runs")
+    """The run store."""
+    rows: int | None = None
+    """Whole users with about so many test rows; None takes all that were scored."""
+    keep: Path | None = None
+    """A .npy file for the scores so far; a second call with it goes on from there."""
+
+
+def exact_model(work: Workspace, system: str) -> LanguageModel:
+    """The backbone in float32, with the adapter of the runs except for zero-shot."""
+    lm = open_language_model(work.config.backbone, "float32")
+    return lm if system == "zero_shot" else merge_lora(lm, work.run("tallrec").folder / "adapter")
+
+
+def exact_rows(
+    work: Workspace, system: str, lm: LanguageModel, rows: np.ndarray
+) -> tuple[list[TokenRow], plain.Vectors | None]:
+    """The prompts of a system's rows, and what makes their soft tokens."""
+    if system in TEXT_ONLY:
+        return prompts_of(work, lm, rows), None
+    soft = load_soft_tokens(work, work.run(system))
+    inputs = row_inputs(work, rows)
+    return prompts_of(work, lm, rows, soft.tokens), lambda at: soft(*(t[at] for t in inputs))
+
+
+@torch.no_grad()
+def plain_scores(
+    lm: LanguageModel, rows: Sequence[TokenRow], vectors: plain.Vectors | None, keep: Path | None
+) -> np.ndarray:
+    """Log-odds of all rows, shape (n,)."""
+    out = np.load(keep) if keep and keep.exists() else np.full(len(rows), np.nan, dtype=np.float32)
+    if len(out) != len(rows):
+        raise SellarecError(f"{keep} holds {len(out):,} scores, not {len(rows):,}: it is of other rows. Remove it.")
+    with Progress("plain float32", len(rows), "rows", done=int(np.isfinite(out).sum())) as progress:
+        for at in plain.batches(len(rows), lm.placement.device):
+            if np.isnan(out[at]).any():
+                out[at] = plain.log_odds(lm, rows, at, vectors).cpu().numpy()
+                progress.advance(len(at))
+                if keep:
+                    np.save(keep, out)
+    return out
+
+
+def compare(work: Workspace, name: str, rows: int | None = None, keep: Path | None = None) -> dict[str, Any]:
+    """Metrics of a finished run's scores and of a plain float32 pass, and how far their log-odds are apart.
+
+    Raises:
+        SellarecError: the system is not made of a language model and SeLLa-Rec's tokens, or its run is missing.
+    """
+    system = find_system(name)
+    if name not in TEXT_ONLY and system.fit is not SELLA.fit:
+        raise SellarecError(f"'{name}' is neither {' nor '.join(TEXT_ONLY)}, nor sella or a variant of it.")
+    run, place = work.run(name), work.variant(system.changes)
+    part = work.part("test") if rows is None else sample_users(work.part("test"), rows, seed=0)
+    lm = exact_model(place, name)
+    exact = plain_scores(lm, *exact_rows(place, name, lm, part.index.to_numpy()), keep)
+    stored = run.scores.set_index("row")["score"].loc[part.index].to_numpy(dtype=np.float64)
+    engine = np.log(stored / (1 - stored))
+    user, label, gap = part["user"].to_numpy(), part["label"].to_numpy(), np.abs(engine - exact)
+    found: dict[str, Any] = {"system": name, "run": run.config["key"], "dtype": work.base_dtype, "rows": len(part)}
+    found["engine"] = {"auc": auc(label, engine), "uauc": uauc(user, label, engine)}
+    found["plain"] = {"auc": auc(label, exact), "uauc": uauc(user, label, exact)}
+    return found | {"mean_gap": float(gap.mean()), "max_gap": float(gap.max()), "code": code_version()}
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    config = make_config(options.profile, options.dataset, backbone=options.backbone, seed=options.seed)
+    work = Workspace(config, options.runs, computes=False)
+    found = compare(work, options.system, options.rows, options.keep)
+    print(f"{find_system(options.system).label}, {found['rows']:,} rows: the run in {found['dtype']}, plain float32")
+    for metric, value in found["engine"].items():
+        moved = value - found["plain"][metric]
+        verdict = "within" if abs(moved) <= GOAL else "beyond"
+        print(f"  {metric.upper():5} {value:.5f} against {found['plain'][metric]:.5f}: {moved:+.5f}, {verdict} {GOAL}")
+    print(f"  log-odds differ by {found['mean_gap']:.4f} on average, by {found['max_gap']:.4f} at most")
+    print(json.dumps(found | {"options": asdict(options)}, default=str))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SellarecError as error:
+        sys.exit(f"error: {error}")
