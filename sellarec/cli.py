@@ -72,9 +72,11 @@ class PlanCommand:
     device: str | None = None
     """cpu or cuda, to plan for another machine; its `memory` and `tflops` must be named too."""
     memory: float | None = None
-    """GiB that are free there; None asks this machine."""
+    """GiB that are free there for each process; None asks this machine."""
     tflops: float | None = None
-    """Its rate for large matrix products in the working number format; None measures this machine."""
+    """The rate of each process for large matrix products in the working number format; None measures this machine."""
+    processes: int = 1
+    """GPUs, or processes, that share every batch of one run (torchrun); with `--split` also the layers' weights."""
     config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
 
 
@@ -241,10 +243,8 @@ def _plan(argv: list[str]) -> None:
     from sellarec import plan
     from sellarec.systems.base import Workspace
 
-    if options.config.split:
-        raise SellarecError("A plan is of one process that holds all weights: leave out --split.")
     work = Workspace(options.config, computes=False)
-    machine = plan.machine(options.config.dtype, options.device, options.memory, options.tflops)
+    machine = plan.machine(options.config.dtype, options.device, options.memory, options.tflops, options.processes)
     found = plan.make_plan(work, machine)
     print(plan.described(found, options.config.backbone))
     if not found.fits:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sellarec.backbone.cost import Cost, forward_cost, training_cost
 from sellarec.backbone.engine import TOKEN_BUDGET
-from sellarec.backbone.language_model import TokenRow, wrap_language_model
+from sellarec.backbone.language_model import NO_SPLIT_IN_4_BITS, TokenRow, wrap_language_model
 from sellarec.backbone.loading import DTYPES, NF4, Placement, choose_placement, load_shape
 from sellarec.backbone.lora import lora_config
 from sellarec.config import Config, change_config
@@ -59,8 +59,8 @@ class Step:
     Attributes:
         rows: How many prompts it computes, validation included.
         tokens: Tokens of these that go through the model, padding left out.
-        operations: Floating-point operations.
-        memory: Bytes at the peak.
+        operations: Floating-point operations, of all processes together.
+        memory: Bytes at the peak, of each process.
     """
 
     name: str
@@ -75,9 +75,10 @@ class Machine:
     """Where it would run.
 
     Attributes:
-        memory: Bytes that are free, of the GPU if there is one.
-        rate: Floating-point operations a second of large matrix products in the working dtype.
+        memory: Bytes that are free for a process, of the GPU if there is one.
+        rate: Floating-point operations a second of a process in large matrix products in the working dtype.
         nf4: Linear weights are held in 4 bits.
+        processes: So many share every batch.
     """
 
     device: str
@@ -85,6 +86,7 @@ class Machine:
     memory: int
     rate: float
     nf4: bool = False
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -103,29 +105,39 @@ class Plan:
         return self.memory <= self.machine.memory
 
     def seconds(self, step: Step) -> float:
-        return step.operations / (SHARE * self.machine.rate)
+        return step.operations / (SHARE * self.machine.rate * self.machine.processes)
 
 
 def machine(
-    dtype: str = "auto", device: str | None = None, memory: float | None = None, tflops: float | None = None
+    dtype: str = "auto",
+    device: str | None = None,
+    memory: float | None = None,
+    tflops: float | None = None,
+    processes: int = 1,
 ) -> Machine:
     """This machine, measured now; or another one, of which device, GiB and 10^12 operations a second are named.
+
+    Args:
+        memory, tflops: Of each process. Processes on this machine's CPU share what it has; on GPUs each has its own.
 
     Raises:
         SellarecError: another device is named without its memory and rate, or cannot work with the dtype.
     """
+    if processes < 1:
+        raise SellarecError(f"--processes is {processes}; at least one does the work.")
     if device is not None:
         if device not in ("cpu", "cuda") or memory is None or tflops is None:
             raise SellarecError("Another machine needs all of --device (cpu or cuda), --memory and --tflops.")
         if device == "cpu" and dtype == NF4:
             raise SellarecError(f"--dtype {NF4} needs a GPU.")
         named = DTYPES.get(dtype, torch.bfloat16 if device == "cuda" else torch.float32)
-        return Machine(device, named, int(memory * GIB), tflops * 1e12, dtype == NF4)
+        return Machine(device, named, int(memory * GIB), tflops * 1e12, dtype == NF4, processes)
     place = choose_placement(dtype)
     on_gpu = place.device.type == "cuda"
-    free = (torch.cuda.mem_get_info()[0] if on_gpu else _free_memory()) if memory is None else int(memory * GIB)
-    rate = matmul_rate(place.device, place.dtype) if tflops is None else tflops * 1e12
-    return Machine(place.device.type, place.dtype, free, rate, place.nf4)
+    sharing = 1 if on_gpu else processes
+    free = (torch.cuda.mem_get_info()[0] if on_gpu else _free_memory() // sharing) if memory is None else memory * GIB
+    rate = matmul_rate(place.device, place.dtype) / sharing if tflops is None else tflops * 1e12
+    return Machine(place.device.type, place.dtype, int(free), rate, place.nf4, processes)
 
 
 def _free_memory() -> int:
@@ -155,18 +167,24 @@ def make_plan(work: Workspace, machine: Machine) -> Plan:
     """What stages 1 and 3, distillation and scoring will need. No weights are loaded.
 
     Raises:
-        SellarecError: neither shape nor tokenizer of the backbone can be read.
+        SellarecError: neither shape nor tokenizer of the backbone can be read; there is nothing to split.
     """
+    if work.config.split and machine.processes == 1:
+        raise SellarecError("--split shares the weights of several processes: name their number with --processes.")
+    if work.config.split and machine.nf4:
+        raise SellarecError(NO_SPLIT_IN_4_BITS)
     return _plan_with(Shape(work, machine), work.config)
 
 
 def _plan_with(shape: Shape, config: Config) -> Plan:
     work, machine = shape.of, shape.machine
+    shape = shape.splitting(config.split)
     data = work.dataset
     valid, test, train = (len(work.part(split)) for split in ("valid", "test", "train"))
     rows = _budget(config.stage3.rows, train)
     # each beginning is computed once; without the kept ones every step computes them for itself
-    kept = machine.device == "cpu" and shape.kept_bytes(valid + test + rows) <= config.prefix_gib * GIB
+    alone = machine.device == "cpu" and machine.processes == 1
+    kept = alone and shape.kept_bytes(valid + test + rows) <= config.prefix_gib * GIB
     steps = []
     if config.lora.rank:
         tuned = _budget(config.stage1.rows, train) * config.stage1.epochs
@@ -194,6 +212,8 @@ def what_would_fit(work: Workspace, machine: Machine) -> dict[str, object] | Non
     tries: list[dict[str, object]] = [
         {f"stage{n}.accumulate": min(s, getattr(config, f"stage{n}").batch) for n in (1, 3)} for s in splits
     ]
+    if machine.processes > 1 and not machine.nf4 and not config.split:
+        tries += [{"split": True, **others} for others in ({}, *tries)]
     tries += [{"lora.checkpointing": True, **others} for others in ({}, *tries)]
     return next((t for t in tries if _plan_with(shape, change_config(config, t)).fits), None)
 
@@ -208,6 +228,9 @@ class Shape:
     Costs are those of one row; a batch costs as many times that.
     """
 
+    split = False
+    """Each process holds a part of the layers' weights."""
+
     def __init__(self, work: Workspace, machine: Machine) -> None:
         self.of, self.machine = work, machine
         self.config, tokenizer = load_shape(work.config.backbone)
@@ -217,6 +240,7 @@ class Shape:
         self.parameters = self._count(self._plain, lambda p: True)
         linear = {id(weight) for model in self._plain.values() for weight in _linear_weights(model)}
         self.in_4_bits = self._count(self._plain, lambda p: id(p) in linear) if machine.nf4 else 0
+        self.of_layer = self._in_layer(self._plain, lambda p: True)
         self.adapter = self._count(self._adapted, lambda p: p.requires_grad)
         lm = wrap_language_model(
             self._plain[1], tokenizer, Placement(torch.device("meta"), torch.float32, "shapes only")
@@ -230,6 +254,12 @@ class Shape:
         items = range(1, min(SAMPLE, work.dataset.n_items) + 1)
         self.item_tokens = round(np.mean([len(tokenizer(item_prompt(work.dataset, i))["input_ids"]) for i in items]))
 
+    def splitting(self, split: bool) -> Shape:
+        """The same, with the layers' frozen weights split among the processes or not."""
+        other = copy.copy(self)
+        other.split = split
+        return other
+
     def training(
         self,
         name: str,
@@ -242,9 +272,11 @@ class Shape:
     ) -> Step:
         """A training step's needs: operations at the mean length, memory at the longest of the sample."""
         per_row = cost(*_whole_numbers(lengths.mean(axis=0))).operations
-        activations = cost(*_whole_numbers(lengths.max(axis=0))).kept * -(-config.batch // config.accumulate)
-        # 16 bytes a trained parameter: itself, its gradient, two moments
-        memory = self._weights() + 16 * trained + self.work * activations
+        processes = self.machine.processes
+        together = -(-config.batch // max(1, config.accumulate // processes))
+        activations = cost(*_whole_numbers(lengths.max(axis=0))).kept * -(-together // processes)
+        # 16 bytes a trained parameter: itself, its gradient, two moments; 4 more where gradients travel
+        memory = self._weights() + (16 if processes == 1 else 20) * trained + self.work * activations
         tokens = lengths[:, int(kept) :].sum(axis=1).mean()
         return Step(name, rows, round(rows * tokens), rows * per_row, self._peak(memory))
 
@@ -293,7 +325,10 @@ class Shape:
         return cost(models[2], *lengths) + cost(models[1], *lengths) * -1
 
     def _weights(self) -> float:
+        """Bytes that a process holds: of split layers its part, and twice the layer that is gathered to compute."""
         whole = self.parameters - self.in_4_bits
+        if self.split:
+            whole += self.of_layer * (2 - self.layers * (1 - 1 / self.machine.processes))
         return whole * self.machine.dtype.itemsize + self.in_4_bits * NF4_BYTES
 
     def _peak(self, working: float) -> float:
@@ -302,8 +337,12 @@ class Shape:
         return RUNTIME + max(working, reading)
 
     def _count(self, models: dict[int, nn.Module], which: Callable[[nn.Parameter], bool]) -> int:
-        one, two = (sum(p.numel() for p in model.parameters() if which(p)) for model in models.values())
-        return one + (self.layers - 1) * (two - one)
+        one = sum(p.numel() for p in models[1].parameters() if which(p))
+        return one + (self.layers - 1) * self._in_layer(models, which)
+
+    def _in_layer(self, models: dict[int, nn.Module], which: Callable[[nn.Parameter], bool]) -> int:
+        one, two = (sum(p.numel() for p in models[n].parameters() if which(p)) for n in (1, 2))
+        return two - one
 
     def _new_model(self, layers: int) -> nn.Module:
         from transformers import AutoModelForCausalLM
@@ -345,7 +384,8 @@ def described(plan: Plan, backbone: str) -> str:
     lines = [
         f"{backbone}: {plan.parameters / 1e6:,.0f} M parameters, adapter {plan.adapter / 1e6:,.1f} M, "
         f"{'4-bit weights, ' if of.nf4 else ''}{str(of.dtype).removeprefix('torch.')} on {of.device}",
-        f"machine: {of.memory / GIB:.1f} GiB free, {of.rate / 1e12:.3g} x 10^12 operations/s in large matrix products; "
+        f"{'machine' if of.processes == 1 else f'each of {of.processes} processes'}: {of.memory / GIB:.1f} GiB free, "
+        f"{of.rate / 1e12:.3g} x 10^12 operations/s in large matrix products; "
         f"{SHARE:.0%} of that is expected",
         "",
         f"{'':22}{'rows':>10}{'tokens':>14}{'10^12 op.':>12}{'GiB':>7}{'time':>10}",

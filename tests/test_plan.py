@@ -151,7 +151,9 @@ def test_the_command_prints_a_plan_for_this_machine_or_another(planted_table, ll
     assert ("stage 3, soft tokens" in said and "float32 on cpu" in said) or "bfloat16 on cpu" in said
     cli.main([*words, "--device", "cuda", "--memory", "80", "--tflops", "400"])
     assert "bfloat16 on cuda" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="leave out --split"):
+    cli.main([*words, "--device", "cuda", "--memory", "24", "--tflops", "100", "--processes", "4", "--split"])
+    assert "each of 4 processes: 24.0 GiB free" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="name their number with --processes"):
         cli.main([*words, "--split"])
     with pytest.raises(SystemExit, match="needs all of --device"):
         cli.main([*words, "--device", "cuda"])
@@ -164,3 +166,39 @@ def test_another_machine_is_named_whole_and_this_one_is_measured():
     assert isinstance(plan.machine("float32"), plan.Machine) and plan.machine("float32").memory > 2**28
     with pytest.raises(SellarecError, match="needs all of"):
         plan.machine(device="tpu", memory=1.0, tflops=1.0)
+
+
+def test_several_processes_share_the_work_and_split_weights(planned, deep):
+    one = dataclasses.replace(machine(), device="cuda")  # a CPU's peak is reading the weights
+    four, work = dataclasses.replace(one, processes=4), place(planned, deep)
+    alone, together = plan.make_plan(work, one), plan.make_plan(work, four)
+    split = plan.make_plan(place(planned, deep, split=True), four)
+    weights = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(deep).model.layers.parameters())
+    for lone, whole, cut in zip(alone.steps, together.steps, split.steps, strict=True):
+        assert lone.operations == whole.operations == cut.operations
+        assert together.seconds(whole) == alone.seconds(lone) / 4
+        # three quarters of the layers are elsewhere, and two of the five are there to compute one
+        assert whole.memory - cut.memory == pytest.approx(4 * weights * (3 / 4 - 2 / LAYERS))
+    training = {s.name: s for s in alone.steps}["stage 1, LoRA"]
+    shared = {s.name: s for s in together.steps}["stage 1, LoRA"]
+    activations = plan.WORK["cuda"] * plan.Shape(work, one).stage1(0, _longest(work, one)).kept
+    rows = work.config.stage1.batch - -(-work.config.stage1.batch // 4)
+    assert training.memory - shared.memory == pytest.approx(rows * activations - 4 * alone.adapter)
+    with pytest.raises(SellarecError, match="cannot be cut"):
+        plan.make_plan(place(planned, deep, split=True), dataclasses.replace(four, nf4=True))
+    with pytest.raises(SellarecError, match="at least one"):
+        plan.machine(processes=0)
+
+
+def _longest(work, machine):
+    return int(plan.Shape(work, machine).text.max(axis=0).sum())
+
+
+def test_to_split_is_proposed_where_a_smaller_batch_does_not_help(planned, deep):
+    small = {"stage1.batch": 4, "stage3.batch": 4}  # each process has one row already
+    four, work = dataclasses.replace(machine(), device="cuda", processes=4), place(planned, deep, **small)
+    whole, cut = (plan.make_plan(place(planned, deep, split=s, **small), four) for s in (False, True))
+    little = dataclasses.replace(four, memory=int((whole.memory + cut.memory) / 2))
+    assert plan.what_would_fit(work, little) == {"split": True}
+    refused = plan.make_plan(work, little)
+    assert not refused.fits and str(plan.refusal(refused, {"split": True})).endswith("This would fit: --split")

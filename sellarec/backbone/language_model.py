@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 1024
 
+NO_SPLIT_IN_4_BITS = "--split and --dtype nf4 do not go together: 4-bit weights cannot be cut."
+
 
 @dataclass(frozen=True)
 class TokenRow:
@@ -146,7 +148,7 @@ def open_language_model(name: str, dtype: str = "auto", *, split: bool = False) 
     """
     placement, split = choose_placement(dtype), split and world() > 1
     if split and placement.nf4:
-        raise SellarecError("--split and --dtype nf4 do not go together: 4-bit weights cannot be cut.")
+        raise SellarecError(NO_SPLIT_IN_4_BITS)
     model, tokenizer = load_backbone(name, placement, on_cpu=split)
     return replace(wrap_language_model(model, tokenizer, placement), split=split)
 
