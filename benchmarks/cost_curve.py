@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,15 +37,17 @@ class Options:
     gpu_memory: float = 140.0
     """Its GiB."""
     gpus: int = 8
-    """How many of them the last column has."""
+    """How many of them the last columns have."""
 
 
-COLUMNS = ("backbone", "profile", "training rows", "test rows", "10^15 op.", "this CPU", "GiB", "one GPU", "GiB", "{n}")
+COLUMNS = ("backbone", "profile", "training rows", "test rows", "10^15 op.", "this CPU", "GiB", "one GPU", "GiB")
+SHARED = ("{n} GPUs", "GiB each", "and with `--split`")
 
 
 def lines(options: Options, large: Path) -> Iterator[list[str]]:
     cpu = machine()
     gpu = Machine("cuda", torch.bfloat16, int(options.gpu_memory * GIB), options.gpu_tflops * 1e12)
+    together = replace(gpu, processes=options.gpus)
     for backbone, profile, sizes in (
         ("smollm2-135m", "quick", (1_000, 3_000, 10_000, None)),
         ("smollm2-135m", "full", (None,)),
@@ -55,6 +57,7 @@ def lines(options: Options, large: Path) -> Iterator[list[str]]:
             changes = {"stage1.rows": rows, "stage3.rows": rows} if profile == "quick" else {}
             work = Workspace(make_config(profile, options.dataset, backbone=backbone, **changes))
             on_cpu, on_gpu = make_plan(work, cpu), make_plan(work, gpu)
+            split = make_plan(work.variant({"split": True}), together)
             yield [
                 "Qwen2-7B's shape" if backbone == str(large) else backbone,
                 profile,
@@ -63,7 +66,8 @@ def lines(options: Options, large: Path) -> Iterator[list[str]]:
                 f"{sum(s.operations for s in on_gpu.steps) / 1e15:,.1f}",
                 *_needs(on_cpu),
                 *_needs(on_gpu),
-                _clock(on_gpu, options.gpus),
+                *_needs(make_plan(work, together)),
+                _needs(split)[1],
             ]
 
 
@@ -71,8 +75,8 @@ def _needs(plan: Plan) -> tuple[str, str]:
     return _clock(plan), f"{plan.memory / GIB:.0f}" + (" (too much)" * (not plan.fits))
 
 
-def _clock(plan: Plan, machines: int = 1) -> str:
-    return tqdm.format_interval(sum(map(plan.seconds, plan.steps)) / machines)
+def _clock(plan: Plan) -> str:
+    return tqdm.format_interval(sum(map(plan.seconds, plan.steps)))
 
 
 def main() -> None:
@@ -80,8 +84,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Qwen2Config(**SHAPES["qwen2-7b"]).save_pretrained(folder)
         load_shape("smollm2-135m")[1].save_pretrained(folder)
-        print("| " + " | ".join(COLUMNS).format(n=f"{options.gpus} GPUs") + " |")
-        print("|---" * len(COLUMNS) + "|")
+        columns = (*COLUMNS, *(column.format(n=options.gpus) for column in SHARED))
+        print("| " + " | ".join(columns) + " |")
+        print("|---" * len(columns) + "|")
         for line in lines(options, Path(folder)):
             print("| " + " | ".join(line) + " |", flush=True)
 
