@@ -45,7 +45,7 @@ Vectors = Callable[[np.ndarray], dict[str, Tensor]]
 def log_odds(lm: LanguageModel, rows: Sequence[TokenRow], at: np.ndarray, vectors: Vectors | None = None) -> Tensor:
     """Of the rows at some positions (B,), with their soft tokens, shape (B,)."""
     ids, mask = padded([rows[i] for i in at], lm.placement.device)
-    embeds = lm.embedding(ids)
+    embeds = lm.embed(ids)
     for token, vector in vectors(at).items() if vectors else ():
         embeds = embeds.index_put(torch.nonzero(ids == lm.soft_ids[token], as_tuple=True), vector.to(embeds))
     return answers(lm, lm.model(inputs_embeds=embeds, attention_mask=mask).logits, mask)

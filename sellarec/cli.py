@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sellarec.config import PROFILES, Config, make_config
+from sellarec.config import PROFILES, Config, located, make_config
 from sellarec.data import amazon_book, sources
 from sellarec.data.open import open_dataset
 from sellarec.distributed import is_main
@@ -288,7 +288,8 @@ def _parse(command: type, argv: list[str], prog: str, **fixed: Any) -> Any:
     """Parse a command whose settings default to the profile and dataset named on the same line."""
     profile, dataset = _option(argv, "profile", "quick"), _option(argv, "dataset", "ml-100k")
     default = command(**fixed, profile=profile, config=make_config(profile, dataset))
-    return tyro.cli(command, prog=prog, args=argv, default=default)
+    options = tyro.cli(command, prog=prog, args=argv, default=default)
+    return dataclasses.replace(options, config=located(options.config))
 
 
 def _option(argv: list[str], name: str, default: str) -> str:

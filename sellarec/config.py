@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sellarec.backbone.lora import LoraSettings
 from sellarec.collab.fit import CollabConfig, FitConfig
+from sellarec.data import sources
 from sellarec.data.open import DataConfig
 from sellarec.errors import SellarecError, nearest
 from sellarec.prompts import PromptConfig
@@ -294,7 +296,14 @@ def make_config(profile: str = "quick", dataset: str = "ml-100k", **changes: Any
     merged = {"dataset": dataset, **PROFILES[profile], **EVERY_PROFILE_ON.get(dataset, {})}
     if profile == "quick":
         merged |= QUICK_ON.get(dataset, {})
-    return change_config(Config(), merged | changes)
+    return located(change_config(Config(), merged | changes))
+
+
+def located(config: Config) -> Config:
+    """The configuration with dataset and backbone as absolute paths if they are files: notebooks run elsewhere."""
+    named = {"dataset": sources.DATASETS, "backbone": sources.MODELS}
+    paths = {k: Path(getattr(config, k)) for k, known in named.items() if getattr(config, k) not in known}
+    return dataclasses.replace(config, **{k: str(p.resolve()) for k, p in paths.items() if p.exists()})
 
 
 def change_config(config: Config, changes: Mapping[str, Any]) -> Config:

@@ -10,9 +10,14 @@ class SellarecError(Exception):
     """Something the user can put right; the message says what was wrong, where, and what to do."""
 
 
+MOST_NAMES = 40
+"""Of more valid names so many are listed."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """One sentence for an unknown name: the closest valid one if there is one, then all of them."""
+    """One sentence for an unknown name: the closest valid one if there is one, then what is valid."""
     valid = list(valid)
     close = difflib.get_close_matches(name, valid, n=1)
     hint = f"Did you mean '{close[0]}'? " if close else ""
-    return f"{hint}Valid: {', '.join(valid)}."
+    shown, more = valid[:MOST_NAMES], len(valid) - MOST_NAMES
+    return f"{hint}Valid: {', '.join(shown)}{f' and {more:,} more' if more > 0 else ''}."

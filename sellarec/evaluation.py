@@ -13,6 +13,9 @@ from scipy.stats import rankdata
 
 SLICES = ("all", "warm", "cold")
 
+FEWEST_USERS = 10
+"""Of fewer users, resampling cannot tell how much the next ones would differ: their intervals decide nothing."""
+
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:
     """Area under the ROC curve: how often a random liked row outranks a random disliked one; ties count half.
@@ -109,6 +112,7 @@ class UserBootstrap:
         self.user, self.label = np.asarray(user), np.asarray(label)
         self._users, self._row_user = np.unique(self.user, return_inverse=True)
         n = len(self._users)
+        self.users = n
         draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
         self._weights = draws.astype(np.float32)  # (resamples, users)
 
@@ -138,16 +142,25 @@ class UserBootstrap:
             return weight @ per_user.to_numpy() / np.where(total > 0, total, np.nan)
 
     def interval(self, metric: str, score: np.ndarray, baseline: np.ndarray | None = None) -> Interval:
-        """The 95 % interval of a metric ("auc" or "uauc"), or of its difference to a baseline's scores."""
-        samples = getattr(self, metric)(score)
-        value = self._point(metric, score)
+        """The 95 % interval of a metric ("auc" or "uauc"), or of its difference to a baseline's scores.
+
+        Args:
+            score, baseline: Shape (n,); or (k, n), of which the mean metric of the k is taken.
+        """
+        value, samples = self._mean(metric, score)
         if baseline is not None:
-            samples = samples - getattr(self, metric)(baseline)
-            value -= self._point(metric, baseline)
+            other, others = self._mean(metric, baseline)
+            value, samples = value - other, samples - others
         if np.isnan(samples).all():
             return Interval(value, float("nan"), float("nan"))
         low, high = np.nanpercentile(samples, [2.5, 97.5])
         return Interval(value, float(low), float(high))
+
+    def _mean(self, metric: str, scores: np.ndarray) -> tuple[float, np.ndarray]:
+        """A metric's value and its values under every resample, averaged over the lines of scores."""
+        lines = np.atleast_2d(scores)
+        value = float(np.mean([self._point(metric, line) for line in lines]))
+        return value, np.mean([getattr(self, metric)(line) for line in lines], axis=0)
 
     def _point(self, metric: str, score: np.ndarray) -> float:
         return auc(self.label, score) if metric == "auc" else uauc(self.user, self.label, score)

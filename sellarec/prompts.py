@@ -6,18 +6,16 @@ tokens and the answer cue. Rows with the same history share the prefix, so that 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from sellarec.data.dataset import Dataset, shrunk_rate
+from sellarec.data.dataset import Dataset, natural_title, shrunk_rate
 
 USER, ITEM, WARM = "<User_ID>", "<Item_ID>", "<Warm_ID>"
 SOFT_TOKENS = (USER, ITEM, WARM)
 INSTRUCTION = "instruction"
-_TRAILING_ARTICLE = re.compile(r"^(.*), (The|A|An|Les|La|Le|L'|Das|Der|Die|El|Il)((?: \(.*\))*)$")
 
 
 @dataclass(frozen=True)
@@ -72,15 +70,6 @@ def _joined(prefix: Pieces, suffix: Pieces) -> Prompt:
         spans.append((segment, end, end + len(text)))
         end += len(text)
     return Prompt("".join(t for _, t in prefix), "".join(t for _, t in suffix), tuple(spans))
-
-
-def natural_title(title: str) -> str:
-    """Move a trailing article to the front: "Matrix, The (1999)" → "The Matrix (1999)"."""
-    match = _TRAILING_ARTICLE.match(title)
-    if not match:
-        return title
-    name, article, rest = match.groups()
-    return f"{article}{'' if article.endswith(chr(39)) else ' '}{name}{rest}"
 
 
 class PromptWriter:

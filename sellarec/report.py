@@ -123,10 +123,10 @@ def make_report(
 
 
 def _fingerprint(notebook: Path, parameters: dict[str, Any], work: Workspace) -> str:
-    """A hash of everything that an executed notebook shows: its source, parameters, the code, and the runs there."""
+    """A hash of everything that an executed notebook shows: its source, parameters, data, code, and the runs there."""
     code = sorted(Path(__file__).parent.rglob("*.py"))
     runs = sorted(p.parent.relative_to(work.root).as_posix() for p in work.root.rglob("manifest.json"))
-    digest = hashlib.sha256(json.dumps([parameters, runs], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([parameters, runs, work.dataset.hash], sort_keys=True).encode())
     for path in (notebook, *code):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -242,7 +242,9 @@ def _entry(work: Workspace, folder: Path, pages: list[Page], profile: str) -> st
 <h1>SeLLa-Rec on {escape(work.dataset.name)}</h1>
 <p class="soft">{escape(note)} Profile <code>{escape(profile)}</code>.</p>
 <h2>The paper's claims at this size</h2>
-<p>A claim holds or does not if its 95 % interval lies on one side of 0; otherwise it is undecided.</p>
+<p>A claim holds or does not if its 95 % interval lies on one side of 0; otherwise it is undecided. Intervals resample
+the users of one training run of each system and are not adjusted for their number; another seed would move the values
+too.</p>
 <div class="scroll">{_claims_html(work)}</div>
 <h2>Every system</h2>
 <div class="scroll">{tables.pretty(overall).to_html(border=0)}</div>

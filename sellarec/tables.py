@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from sellarec.evaluation import SLICES, Interval, UserBootstrap, slice_masks
+from sellarec.evaluation import FEWEST_USERS, SLICES, Interval, UserBootstrap, slice_masks
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL, TABLES, find_system
 
@@ -114,7 +114,7 @@ def difference_table(
         for metric in ("auc", "uauc"):
             interval = bootstrap.interval(metric, score, other)
             line |= {metric: interval.value, f"{metric}_low": interval.low, f"{metric}_high": interval.high}
-            line[f"{metric}_verdict"] = verdict(interval)
+            line[f"{metric}_verdict"] = verdict(interval) if bootstrap.users >= FEWEST_USERS else "too few users"
         lines.append(line)
     table = pd.DataFrame(lines).set_index("against")
     table.attrs["label"] = find_system(system).label

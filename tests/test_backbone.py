@@ -278,8 +278,15 @@ def test_a_tokenizer_that_cannot_tell_yes_from_no_is_refused():
 def test_soft_tokens_sit_on_reserved_ids_that_no_text_uses(lm):
     assert len(set(lm.soft_ids.values())) == 3
     assert {lm.tokenizer.decode([i]) for i in lm.soft_ids.values()} == {"<spare_1>", "<spare_2>", "<spare_3>"}
-    with pytest.raises(SellarecError, match="has 3 reserved vocabulary ids and the soft tokens need 4"):
-        reserved_token_ids(lm.model, lm.tokenizer, 4)
+    size = max(lm.embedding.num_embeddings, len(lm.tokenizer))
+    assert reserved_token_ids(lm.model, lm.tokenizer, 5)[3:] == [size, size + 1]
+
+
+def test_a_vocabulary_without_spare_ids_scores_the_same(lm, rows, soft):
+    beyond = {token: lm.embedding.num_embeddings + n for n, token in enumerate(lm.soft_ids)}
+    crowded, moved = dataclasses.replace(lm, soft_ids=beyond), {lm.soft_ids[t]: i for t, i in beyond.items()}
+    there = [TokenRow(r.prefix, tuple(moved.get(i, i) for i in r.suffix)) for r in rows]
+    np.testing.assert_allclose(score_rows(crowded, there, soft), score_rows(lm, rows, soft), atol=1e-6)
 
 
 def test_the_norm_of_a_token_is_that_of_what_the_first_layer_reads(lm):

@@ -167,3 +167,16 @@ def test_the_tables_name_systems_that_exist():
     for names in TABLES.values():
         assert "sella" in names and len(set(names)) == len(names)
         assert all(SYSTEMS[n].score for n in names)
+
+
+def test_files_named_from_here_are_found_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "own.csv").write_text("user,item,title,rating,timestamp\n")
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = make_config("smoke", "own.csv", backbone="./model")
+    assert (config.dataset, config.backbone) == (str(tmp_path / "own.csv"), str(tmp_path / "model"))
+    parsed = cli._parse(cli.ReportCommand, ["--dataset", "own.csv", "--backbone", "model"], "sellarec report").config
+    assert (parsed.dataset, parsed.backbone) == (config.dataset, config.backbone)
+    (tmp_path / "ml-1m").mkdir()  # a registered name stays one
+    assert make_config("smoke", "ml-1m", backbone="some/hub-id").dataset == "ml-1m"
+    assert make_config("smoke", "ml-1m", backbone="some/hub-id").backbone == "some/hub-id"

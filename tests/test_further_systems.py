@@ -20,7 +20,7 @@ from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES, find_system
 from sellarec.systems.sella_collab import stage3_rows
 
-NAMES = ("ctrl", "prompt4nr", "binary_mf", "binllm")
+NAMES = ("ctrl", "prompt4nr", "tallrec_further", "binary_mf", "binllm")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -94,6 +94,8 @@ def test_an_own_table_may_be_parquet_or_csv_and_its_times_may_be_dates(tmp_path,
         ({"timestamp": ["1970-01-01", "someday"]}, "line 3: timestamp 'nan'"),
         ({"rating": [5, None]}, "line 3: rating 'nan'"),
         ({"title": ["A", None]}, "item 8 is rated but has no title"),
+        ({"user": ["a", None]}, "line 3: no user"),
+        ({"item": [None, 8]}, "line 2: no item"),
         ({"item": [7, 7]}, r"item 7 occurs twice in the catalogue \(A \(1990\) / B\)"),
     ],
 )

@@ -14,6 +14,7 @@ from PIL import Image
 
 from sellarec import figures, report
 from sellarec.config import make_config
+from sellarec.data.open import DataConfig, open_dataset
 from sellarec.errors import SellarecError
 from sellarec.figures.style import COLOURS
 from sellarec.systems.registry import OVERALL
@@ -132,6 +133,11 @@ def test_a_second_report_executes_only_what_could_have_changed(made, planted_tab
     (other / "manifest.json").write_text("{}")
     assert again() == names  # a table may show the new run
     shutil.rmtree(other.parent)
+    assert again() == names and again() == []
+    with monkeypatch.context() as patched:  # the same path with other ratings in it
+        patched.setitem(vars(open_dataset(str(planted_table), DataConfig())), "hash", "another")
+        patched.setattr(report, "write_pages", lambda *a: None)
+        assert again() == names
     assert again() == names and again() == []
     (made / "notebooks" / names[0]).rename(made / "notebooks" / "away")
     with pytest.raises(FileNotFoundError):  # the stand-in wrote nothing

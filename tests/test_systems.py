@@ -4,16 +4,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sellarec.analysis.alignment import after_stage_2
+from sellarec.collab.fit import FitConfig, fit_collab
+from sellarec.collab.mf import MatrixFactorization
 from sellarec.collab.records import item_facts, training_records
 from sellarec.config import change_config, make_config
-from sellarec.data.open import open_dataset
+from sellarec.data.open import DataConfig, open_dataset
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, uauc
+from sellarec.prompts import PromptConfig, PromptWriter
 from sellarec.runs import Run
 from sellarec.systems import counting
-from sellarec.systems.base import Workspace
+from sellarec.systems.base import Workspace, probabilities, sigmoid
 from sellarec.systems.registry import OVERALL, SYSTEMS, find_system
 from sellarec.systems.sella import HybridModel, load_soft_tokens, new_soft_tokens, row_inputs
 from sellarec.systems.sella_collab import stage2_rows, stage3_rows
@@ -64,7 +69,17 @@ def test_counting_is_the_hand_computed_mean(small_workspace):
         for c, i in (("user", user), ("item", item))
     ]
     found = counting.score(small_workspace, small_workspace.run("counting"), np.array([row]))
-    assert found[0] == pytest.approx(sum(means) / 2)
+    assert 0.05 < sum(means) - prior < 0.95  # beyond, scores are squashed
+    assert found[0] == pytest.approx(sum(means) - prior)
+
+
+@given(st.lists(st.floats(-0.9, 1.9), min_size=2, max_size=30))
+def test_rates_beyond_the_unit_interval_are_squashed_and_keep_their_order(rates):
+    rate = np.sort(np.array(rates, dtype=np.float64))
+    found = counting.into_unit_interval(rate)
+    assert ((found > 0) & (found < 1)).all() and (np.diff(found)[np.diff(rate) > 1e-6] > 0).all()
+    middle = (rate >= 0.05) & (rate <= 0.95)
+    np.testing.assert_array_equal(found[middle], rate[middle])
 
 
 def test_counting_on_movielens_1m_is_the_documented_figure(ml_1m_folder, tmp_path, cache_folder):
@@ -274,7 +289,8 @@ def test_a_kill_between_training_and_scoring_does_not_train_again(planted_table,
     }
 
 
-def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace):
+def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, monkeypatch):
+    monkeypatch.setattr("sellarec.tables.FEWEST_USERS", 1)
     overall = overall_table(small_workspace)
     assert overall["system"].tolist() == list(OVERALL)
     known = overall.dropna(subset=["auc_low"])
@@ -291,6 +307,42 @@ def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace):
     )
     with pytest.raises(ValueError, match="none of"):
         overall_table(small_workspace, part="hot")
+
+
+def test_a_difference_on_a_handful_of_users_decides_nothing(small_workspace, monkeypatch):
+    monkeypatch.setattr("sellarec.tables.FEWEST_USERS", 10_000)
+    assert set(difference_table(small_workspace)["auc_verdict"]) == {"too few users"}
+
+
+def test_raw_logits_far_from_zero_stay_apart():
+    logits = np.array([17.0, 18.0, 19.0, 20.0], dtype=np.float32)
+    assert len(set(probabilities(logits, raw_yes=True).tolist())) == 4
+    assert probabilities(logits, raw_yes=True) == pytest.approx(sigmoid(logits - 18.5))
+    assert probabilities(logits, raw_yes=False) == pytest.approx(sigmoid(logits))
+
+
+def test_a_later_setting_leaves_the_keys_of_older_runs_alone(small_workspace):
+    usual = small_workspace._key(find_system("sella_collab")).settings
+    assert "without_contrast" not in usual["stage2"] and "domain" not in usual["data"]
+    other = small_workspace.variant({"stage2.without_contrast": 0.25})._key(find_system("sella_collab")).settings
+    assert other["stage2"] == {**usual["stage2"], "without_contrast": 0.25}
+
+
+def test_items_of_an_own_table_are_called_what_they_are(planted_table):
+    songs = open_dataset(str(planted_table), DataConfig(domain="song"))
+    films = open_dataset(str(planted_table))
+    assert songs.hash != films.hash
+    text = PromptWriter(songs, PromptConfig()).compose([1], 2).text
+    assert "rated these songs highly" in text and "like the song" in text and "movie" not in text
+
+
+def test_a_validation_part_of_one_class_is_refused_before_training(small_workspace):
+    rows = small_workspace.dataset.interactions.copy()
+    rows.loc[rows["split"] == "valid", "label"] = 1
+    data = dataclasses.replace(small_workspace.dataset, interactions=rows)
+    model = MatrixFactorization(data.n_users, data.n_items, 4, bias=True, init_std=0.1)
+    with pytest.raises(SellarecError, match="all validation labels are the same"):
+        fit_collab(model, data, FitConfig(epochs=1), 0)
 
 
 def test_unknown_systems_get_the_nearest_name():

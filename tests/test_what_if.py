@@ -87,6 +87,9 @@ def test_each_intervention_changes_what_it_says(explorer, case):
         assert name not in explorer.prompt(changed[f"without {name}"]).text
     first = explorer.dataset.titles[case.history[-listed:][0]]
     assert case.history[-listed:][0] not in changed[f"without {first}"].history
+    longer = dataclasses.replace(case, history=tuple(range(1, listed + 3)))
+    removed = explorer.prompt(interventions(explorer, longer, **other)[f"without {explorer.dataset.titles[3]}"])
+    assert sum(name.startswith("title ") for name, _, _ in removed.spans) == listed - 1  # no earlier like moves up
 
     base = explorer._vectors([case])
     for name, token in (("user's", USER), ("item's", ITEM), ("item's warm", WARM)):

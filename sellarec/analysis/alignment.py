@@ -16,12 +16,19 @@ from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace
 from sellarec.systems.collaborative import distinct_ids
 from sellarec.systems.sella import load_soft_tokens
-from sellarec.systems.sella_collab import aligned_parts, stage2_rows
+from sellarec.systems.sella_collab import aligned_parts, items_without_contrast, stage2_rows
 
 WITHOUT = {"stage2.alignment": 0.0}
 """What changes when stage 2 does without contrastive learning."""
 
+LEFT_OUT = {"stage2.without_contrast": 0.1}
+"""What changes when contrastive learning never sees a tenth of the items. Any item can be brought to any vector that it
+is trained to meet; only with these does agreement say something about text and behaviour."""
+
 NEIGHBOURS = 10
+
+FOLDS = 5
+"""Of the classifier that tells clouds apart."""
 
 MOST_ITEMS = 5000
 """Of a larger catalogue so many items are drawn: all pairs of them are compared, and a map shows no more."""
@@ -72,6 +79,13 @@ def after_stage_3(work: Workspace, system: str = "sella") -> Clouds:
     return _clouds(place, soft.mf, soft.collab_projection, soft.semantic)
 
 
+def left_out(work: Workspace) -> Clouds:
+    """The items that contrastive learning did not see, after a stage 2 that left them out."""
+    place = work.variant(LEFT_OUT)
+    mf, projection, semantic = aligned_parts(place)
+    return _clouds_of(place, mf, projection, semantic, torch.from_numpy(items_without_contrast(place)))
+
+
 def all_clouds(work: Workspace) -> dict[str, Clouds]:
     """With and without contrastive learning, before and after stage 3."""
     return {
@@ -108,10 +122,13 @@ def alignment_numbers(clouds: dict[str, Clouds]) -> pd.DataFrame:
 
 
 def separability(left: np.ndarray, right: np.ndarray) -> float:
-    """Cross-validated AUC of a logistic regression that tells rows of two clouds apart: 0.5 mixed, 1 apart."""
+    """Cross-validated AUC of a logistic regression that tells rows of two clouds apart: 0.5 mixed, 1 apart; nan for
+    fewer rows than folds."""
+    if len(left) < FOLDS:
+        return float("nan")
     rows = np.concatenate([left, right])
     side = np.repeat([0, 1], [len(left), len(right)])
-    found = cross_val_predict(LogisticRegression(max_iter=200), rows, side, cv=5, method="decision_function")
+    found = cross_val_predict(LogisticRegression(max_iter=200), rows, side, cv=FOLDS, method="decision_function")
     return float(roc_auc_score(side, found))
 
 
@@ -173,6 +190,12 @@ def _clouds(
     _, items = distinct_ids(stage2_rows(work))
     if len(items) > most:
         items = items[np.sort(np.random.default_rng(0).choice(len(items), most, replace=False))]
+    return _clouds_of(work, mf, projection, semantic, items)
+
+
+def _clouds_of(
+    work: Workspace, mf: torch.nn.Module, projection: torch.nn.Module, semantic: torch.nn.Embedding, items: torch.Tensor
+) -> Clouds:
     distilled = work.run("semantic").tensors("semantic")["semantic"]
     with torch.inference_mode():
         projected = projection(mf.item_features(items.to(semantic.weight.device))).cpu().numpy()

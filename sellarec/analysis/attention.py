@@ -108,4 +108,5 @@ ATTENTION = System(
     _average,
     needs=("sella",),
     uses_backbone=True,
+    version=2,
 )

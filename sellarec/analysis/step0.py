@@ -6,6 +6,8 @@ projections are random then, are left out.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 
@@ -24,24 +26,27 @@ CONDITIONS = {
 }
 TEXT_ONLY = "text only (stage 1)"
 
+DRAWS = 3
+"""Random projections that are drawn: one alone may point anywhere."""
+
 
 def step0_table(work: Workspace) -> pd.DataFrame:
     """AUC of warm test rows at step 0, and how much better the first condition is than each other one.
 
     Returns:
-        Indexed by condition: `rows`, `users`, `auc`, `auc_low`, `auc_high`, and `gain`, `gain_low`, `gain_high`: the
-        first condition minus this one, paired.
+        Indexed by condition: `rows`, `users`, `draws`, `auc`, `auc_low`, `auc_high`, and `gain`, `gain_low`,
+        `gain_high`: the first condition minus this one, paired; means over the draws of a random projection.
     """
     frame = pd.read_parquet(work.run_of(STEP0).folder / "step0.parquet")
     rows = work.dataset.interactions.loc[frame["row"]]
     frame[TEXT_ONLY] = work.run("tallrec").scores.set_index("row")["score"].loc[frame["row"]].to_numpy()
     bootstrap = UserBootstrap(rows["user"].to_numpy(), rows["label"].to_numpy())
-    first = frame[next(iter(CONDITIONS))].to_numpy()
-    lines = {}
-    for name in (*CONDITIONS, TEXT_ONLY):
-        own = bootstrap.interval("auc", frame[name].to_numpy())
-        gain = bootstrap.interval("auc", first, frame[name].to_numpy())
-        lines[name] = {"rows": len(frame), "users": rows["user"].nunique()}
+    scores = {name: frame.filter(regex=f"^{re.escape(name)}").to_numpy().T for name in (*CONDITIONS, TEXT_ONLY)}
+    first, lines = scores[next(iter(CONDITIONS))], {}
+    for name, score in scores.items():
+        own = bootstrap.interval("auc", score)
+        gain = bootstrap.interval("auc", first, score)
+        lines[name] = {"rows": len(frame), "users": bootstrap.users, "draws": len(score)}
         lines[name] |= {"auc": own.value, "auc_low": own.low, "auc_high": own.high}
         lines[name] |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
     return pd.DataFrame.from_dict(lines, orient="index")
@@ -53,11 +58,13 @@ def _score(work: Workspace, run: Run) -> None:
     lm, scores = work.tuned_model, {}
     for number, (name, changes) in enumerate(CONDITIONS.items()):
         place = work.variant(changes)
-        soft = new_soft_tokens(place, lm).show((USER, ITEM), ()).eval()
-        kept = run.scratch(f"{number}")
-        kept.mkdir(exist_ok=True)
-        model = HybridModel(lm, soft, place, rows)
-        scores[name] = model.score(label=f"step 0, {name}", resume=kept / "partial.npy")
+        for draw in range(DRAWS if place.config.stage3.projection == "random" else 1):
+            soft = new_soft_tokens(place, lm, draw).show((USER, ITEM), ()).eval()
+            kept = run.scratch(f"{number}-{draw}")
+            kept.mkdir(exist_ok=True)
+            model = HybridModel(lm, soft, place, rows)
+            label = f"{name}, draw {draw + 1}" if draw else name
+            scores[label] = model.score(label=f"step 0, {label}", resume=kept / "partial.npy")
     run.save_table("step0", pd.DataFrame({"row": rows.astype(np.int64), **scores}))
 
 
@@ -74,4 +81,5 @@ STEP0 = System(
     _score,
     needs=("tallrec", "sella_collab"),
     uses_backbone=True,
+    version=2,
 )

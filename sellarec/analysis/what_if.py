@@ -247,9 +247,10 @@ def interventions(explorer: Explorer, case: Case, swap_user: int, swap_item: int
     """The changes whose effect on the log-odds is worth a look: each listed title and each soft token left out, and
     the user and item tokens made of another user and item."""
     listed = min(len(case.history), explorer.work.config.prompt.history)
-    first = len(case.history) - listed
+    # earlier likes would take the place of a title that is left out
+    case = dataclasses.replace(case, history=case.history[len(case.history) - listed :])
     titles = explorer.dataset.titles
-    out = {f"without {titles[case.history[n]]}": case.without_title(n) for n in range(first, len(case.history))}
+    out = {f"without {titles[item]}": case.without_title(n) for n, item in enumerate(case.history)}
     out |= {f"without {token}": case.without_token(token) for token in case.tokens}
     of_user, of_item = explorer.counts("user", swap_user), explorer.counts("item", swap_item)
     if USER in case.tokens:

@@ -68,7 +68,7 @@ def final_hidden(
     ids, mask = _pad([r.suffix for r in rows])
     places = {t: torch.nonzero(ids == lm.soft_ids[t], as_tuple=True) for t in soft or {}}  # a GPU would have to halt
     ids, mask = ids.to(lm.placement.device), mask.to(lm.placement.device)
-    embeds = lm.embedding(ids)
+    embeds = lm.embed(ids)
     for token, vectors in (soft or {}).items():
         embeds = embeds.index_put(places[token], vectors.to(embeds.dtype).flatten(0, -2))
     past, past_mask, past_length = _prefix_cache(lm, rows, kept)
@@ -222,7 +222,7 @@ def attention_weights(lm: LanguageModel, row: TokenRow, soft: dict[str, Tensor] 
         SellarecError: the backbone's attention does not give its weights away.
     """
     ids = torch.tensor([row.prefix + row.suffix], device=lm.placement.device)
-    embeds = lm.embedding(ids)
+    embeds = lm.embed(ids)
     for token, vectors in (soft or {}).items():
         embeds = embeds.index_put(torch.nonzero(ids == lm.soft_ids[token], as_tuple=True), vectors.to(embeds.dtype))
     with showing_attention(lm):
@@ -252,7 +252,7 @@ def answer_and_attention(
         prefixes[row.prefix] = _prefix_cache(lm, [row])[0]
     past = copy.deepcopy(prefixes.get(row.prefix))  # a pass writes into it
     ids = torch.tensor([row.suffix], device=lm.placement.device)
-    embeds = lm.embedding(ids)
+    embeds = lm.embed(ids)
     for token, vectors in soft.items():
         embeds = embeds.index_put(torch.nonzero(ids == lm.soft_ids[token], as_tuple=True), vectors.to(embeds.dtype))
     with showing_attention(lm):

@@ -64,6 +64,10 @@ class LanguageModel:
     def embedding(self) -> nn.Embedding:
         return self.model.get_input_embeddings()
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings of token ids; one beyond the table stands for a soft token and gets a row that is overwritten."""
+        return self.embedding(ids.clamp(max=self.embedding.num_embeddings - 1))
+
     def answer_head(self) -> Tensor:
         """The two rows of the output head for Yes and No, float32, shape (2, d_L)."""
         head = self.model.get_output_embeddings().weight
@@ -199,22 +203,17 @@ def answer_token_ids(tokenizer: PreTrainedTokenizerBase, cue: str = "Answer:") -
 
 
 def reserved_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase, n: int) -> list[int]:
-    """`n` vocabulary ids that no text uses: rows beyond the tokenizer first, then unused special tokens.
+    """`n` vocabulary ids that no text uses: rows beyond the tokenizer first, then unused special tokens, then ids
+    beyond the table (see `LanguageModel.embed`).
 
-    Placeholders on existing rows leave the embedding matrix as it is; new rows would make every adapter file
-    carry a copy of it.
+    The embedding matrix stays as it is; new rows would make every adapter file carry a copy of it.
     """
     rows = model.get_input_embeddings().num_embeddings
     in_use = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
     added = tokenizer.added_tokens_decoder
     special = [i for i, token in sorted(added.items(), reverse=True) if token.special and i not in in_use and i < rows]
-    ids = [*range(len(tokenizer), rows), *special]
-    if len(ids) < n:
-        raise SellarecError(
-            f"This backbone has {len(ids)} reserved vocabulary ids and the soft tokens need {n}. "
-            "Use a backbone with spare rows or reserved special tokens."
-        )
-    return ids[:n]
+    beyond = max(rows, len(tokenizer))
+    return [*range(len(tokenizer), rows), *special, *range(beyond, beyond + n)][:n]
 
 
 def _split_at(text: str, markers: tuple[str, ...]) -> list[str]:

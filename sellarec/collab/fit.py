@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -57,6 +57,9 @@ class CollabConfig(FitConfig):
     """Align in both directions."""
     frozen_semantic: bool = False
     """Leave the semantic vectors as they were distilled, here and in stage 3 (paper: they are trained)."""
+    without_contrast: float = field(default=0.0, metadata={"late": True})
+    """Ours: share of items, drawn at random, that InfoNCE does not see. On them an alignment shows what it learnt about
+    other items than its own."""
     hold_out: bool = True
     """Ours: leave the rows on which stage 3 is trained out of stage 2. Vectors that have memorised a row's label teach
     stage 3 to trust them too much. Has no effect when stage 3 takes all rows (paper)."""
@@ -97,10 +100,15 @@ def fit_collab(
         The best validation AUC.
 
     Raises:
-        SellarecError: a loss is not finite.
+        SellarecError: a loss is not finite, or all validation labels are the same.
     """
     train_rows = dataset.part("train") if train_rows is None else train_rows
     valid_rows = dataset.part("valid")
+    if valid_rows["label"].nunique() < 2:
+        raise SellarecError(
+            f"{dataset.name}: all validation labels are the same, so that no epoch of {label} is better than another. "
+            "Choose another like_above or other cut points."
+        )
     train, valid = inputs(train_rows), inputs(valid_rows)
     labels = torch.from_numpy(train_rows["label"].to_numpy().astype(np.float32))
     loss_of = {"bce": binary_cross_entropy_with_logits, "mse": mse_loss}.get(config.loss)

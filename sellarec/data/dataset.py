@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +24,18 @@ SHRINKAGE = 5.0
 def shrunk_rate(rated: np.ndarray | int, liked: np.ndarray | int, usual: float) -> np.ndarray | float:
     """Likes per rating, drawn towards the usual rate where there are few ratings, and that rate without any."""
     return (liked + SHRINKAGE * usual) / (rated + SHRINKAGE)
+
+
+_TRAILING_ARTICLE = re.compile(r"^(.*), (The|A|An|Les|La|Le|L'|Das|Der|Die|El|Il)((?: \(.*\))*)$")
+
+
+def natural_title(title: str) -> str:
+    """Move a trailing article to the front: "Matrix, The (1999)" → "The Matrix (1999)"."""
+    match = _TRAILING_ARTICLE.match(title)
+    if not match:
+        return title
+    name, article, rest = match.groups()
+    return f"{article}{'' if article.endswith(chr(39)) else ' '}{name}{rest}"
 
 
 @dataclass(frozen=True)
@@ -122,13 +135,14 @@ class Dataset:
         return counts
 
     def item_by_title(self, text: str) -> int:
-        """The item whose title is this, or the only one whose title contains it; case does not matter.
+        """The item whose title is this, as the data or as a prompt writes it, or the only one whose title contains it.
 
         Raises:
             SellarecError: no title contains the text, or several do.
         """
         titles = [t.casefold() for t in self.titles]
         wanted = text.strip().casefold()
+        titles = titles if wanted in titles else [natural_title(t).casefold() for t in self.titles]
         found = [i for i, t in enumerate(titles) if i and t == wanted]
         found = found or [i for i, t in enumerate(titles) if i and wanted in t]
         if len(found) == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,6 +24,8 @@ class DataConfig:
     """A rating strictly above this is a like (Amazon-Book: 4)."""
     strict_history: bool = False
     """Leave likes of the same second out of a history."""
+    domain: str = field(default="movie", metadata={"late": True})
+    """The noun for an item of an own table in prompts: "song", "restaurant"."""
 
 
 @lru_cache(maxsize=4)
@@ -33,7 +35,8 @@ def open_dataset(name: str, config: DataConfig = DataConfig()) -> Dataset:
     Raises:
         SellarecError: neither a registered name nor an existing file, or something is wrong with the files.
     """
-    cut, domain = cut_by_span(config.valid_from, config.test_from), "movie"
+    cut = cut_by_span(config.valid_from, config.test_from)
+    domain = "movie" if name in sources.DATASETS else config.domain
     if name == "ml-1m":
         tables = readers.read_ml_1m(sources.fetch(name))
         # Twenty months, June 2001 to January 2003, cut as CoLLM does.

@@ -60,6 +60,10 @@ def read_table(path: Path) -> Tables:
         )
     if not len(table):
         raise SellarecError(f"{path}: the table has no rows.")
+    for column in ("user", "item"):
+        empty = np.flatnonzero(table[column].isna() | (table[column].astype(str).str.strip() == ""))
+        if len(empty):
+            raise SellarecError(f"{path} line {empty[0] + 2}: no {column}. Correct or remove the row.")
     stamps = table["timestamp"]
     if not pd.api.types.is_numeric_dtype(stamps):
         dates = pd.to_datetime(stamps, errors="coerce", utc=True)

@@ -93,7 +93,8 @@ def slices_figure(table: pd.DataFrame, title: str, note: str = "") -> go.Figure:
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     counts = table.drop_duplicates("part")
-    names = [f"{p}<br>{r:,} rows<br>{u:,} users" for p, r, u in counts[["part", "rows", "users"]].to_numpy()]
+    shown = counts[["part", "rows", "users", "uauc_users"]].to_numpy()
+    names = [f"{p}<br>{r:,} rows, {u:,} users<br>{v:,} of them in UAUC" for p, r, u, v in shown]
     place = dict(zip(counts["part"], names, strict=True))
     for system, lines in table.groupby("system", sort=False):
         for row, metric in enumerate(("auc", "uauc"), start=1):

@@ -229,7 +229,19 @@ class Workspace:
 
 
 def _as_dict(settings: dict[str, Any]) -> dict[str, Any]:
-    return {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in settings.items()}
+    """Settings as a key holds them. One that was added later is left out at its default: older runs keep their keys."""
+    return {k: _values(v) if dataclasses.is_dataclass(v) else v for k, v in settings.items()}
+
+
+def _values(settings: Any) -> dict[str, Any]:
+    late = {f.name: f.default for f in dataclasses.fields(settings) if f.metadata.get("late")}
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in late or v != late[k]}
+
+
+def probabilities(found: np.ndarray, raw_yes: bool) -> np.ndarray:
+    """What a language model's scores become, float32. The raw logit of Yes has no zero of its own and is centred: far
+    from it float32 could not tell two probabilities apart."""
+    return sigmoid(found - found.mean() if raw_yes else found)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""LLM-free control: what SeLLa-Rec's soft tokens are made of, through a small MLP instead of the language model.
+"""Control: what SeLLa-Rec's soft tokens are made of, through a small MLP instead of the language model.
 
-Not in the paper. What SeLLa-Rec gains over it is what the language model and its text add. The control also gets the
-stage-2 log-odds, a product that an MLP cannot form by itself, and is selected on the whole validation part.
+Not in the paper. What SeLLa-Rec gains over it is what a language model that answers, and its text, add; the semantic
+vectors that it reads come from the language model of stage 1. The control also gets the stage-2 log-odds, a product
+that an MLP cannot form by itself, and is selected on the whole validation part.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def _settings(config: Config) -> dict:
 
 SYSTEM = System(
     "mlp_control",
-    "LLM-free control (MLP)",
+    "MLP over the tokens' inputs",
     _settings,
     fit,
     score,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sellarec.config import Config
 from sellarec.prompts import ITEM, USER
 from sellarec.runs import Run
-from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.base import System, Workspace, probabilities
 from sellarec.systems.collaborative import distinct_ids
 from sellarec.systems.sella import HybridModel, train_tokens
 from sellarec.systems.sella_collab import stage3_rows
@@ -70,7 +70,8 @@ def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     soft = _new(work)
     soft.load_state_dict({k: torch.from_numpy(v) for k, v in run.tensors("tokens").items()})
     model = HybridModel(work.tuned_model, soft.eval(), work, rows)
-    return sigmoid(model.score(work.config.evaluation.raw_yes, "PersonPrompt, scoring", run.partial_scores))
+    raw_yes = work.config.evaluation.raw_yes
+    return probabilities(model.score(raw_yes, "PersonPrompt, scoring", run.partial_scores), raw_yes)
 
 
 def _settings(config: Config) -> dict:

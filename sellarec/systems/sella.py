@@ -22,7 +22,7 @@ from sellarec.config import Config, Stage3Config
 from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM
 from sellarec.runs import Run
-from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.base import System, Workspace, probabilities
 from sellarec.systems.beginnings import cut_prompts, keeps_beginnings, kept_beginnings, prompts_of
 from sellarec.systems.cold_users import hide_users, known_users
 from sellarec.systems.sella_collab import aligned_parts, stage2_rows, stage3_rows
@@ -210,11 +210,15 @@ def phases(config: Stage3Config) -> list[tuple[tuple[str, ...], tuple[str, ...]]
     return [(first, first), (SOFT_TOKENS, second)]
 
 
-def new_soft_tokens(work: Workspace, lm: LanguageModel) -> SoftTokens:
-    """Stage 3's starting point: what stage 2 learnt, a fresh warm projection, and the scale."""
+def new_soft_tokens(work: Workspace, lm: LanguageModel, draw: int = 0) -> SoftTokens:
+    """Stage 3's starting point: what stage 2 learnt, a fresh warm projection, and the scale.
+
+    Args:
+        draw: Of what is random, another draw than the seed's own.
+    """
     config = work.config.stage3
     mf, projection, semantic = aligned_parts(work)
-    torch.manual_seed(work.config.seed)
+    torch.manual_seed(work.config.seed + draw)
     if config.projection == "random":
         projection = Projection(mf.feature_dim, lm.width)
     if not config.embedding_learning_rate:  # frozen tables should not take part in the clipping of gradients either
@@ -276,7 +280,8 @@ def load_soft_tokens(work: Workspace, run: Run) -> SoftTokens:
 
 def _score_hybrid(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     model = HybridModel(work.tuned_model, load_soft_tokens(work, run), work, rows)
-    return sigmoid(model.score(work.config.evaluation.raw_yes, "SeLLa-Rec, scoring", run.partial_scores))
+    raw_yes = work.config.evaluation.raw_yes
+    return probabilities(model.score(raw_yes, "SeLLa-Rec, scoring", run.partial_scores), raw_yes)
 
 
 def _stage3_settings(config: Config) -> dict:

@@ -57,8 +57,13 @@ def _align(work: Workspace, run: Run) -> None:
 
     semantic_group = [] if config.frozen_semantic else [{"params": [semantic.weight], "lr": semantic_rate}]
 
+    unseen = torch.from_numpy(items_without_contrast(work))
+
     def contrast(user: Tensor, item: Tensor) -> Tensor:
         unique = item.unique()
+        unique = unique[~torch.isin(unique, unseen)]
+        if not len(unique):
+            return torch.zeros(())
         projected = projection(mf.item_features(unique))
         loss = info_nce(projected, semantic(unique), config.temperature, symmetric=config.symmetric)
         return config.alignment * loss
@@ -79,6 +84,13 @@ def _align(work: Workspace, run: Run) -> None:
     tensors |= {f"projection.{k}": v for k, v in projection.state_dict().items()}
     tensors["semantic.weight"] = semantic.weight.data
     run.save_tensors("aligned", {k: v.numpy() for k, v in tensors.items()})
+
+
+def items_without_contrast(work: Workspace) -> np.ndarray:
+    """Ids of the items that InfoNCE does not see, int64, sorted; none by default."""
+    items = np.sort(stage2_rows(work)["item"].unique()).astype(np.int64)
+    left_out = round(work.config.stage2.without_contrast * len(items))
+    return np.sort(np.random.default_rng(work.config.seed).choice(items, left_out, replace=False))
 
 
 def aligned_parts(work: Workspace) -> tuple[MatrixFactorization, Projection, nn.Embedding]:

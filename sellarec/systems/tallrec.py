@@ -19,7 +19,7 @@ from sellarec.backbone.prefixes import KeptPrefixes
 from sellarec.config import Config
 from sellarec.data.dataset import sample_rows
 from sellarec.runs import Run
-from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.base import System, Workspace, probabilities
 from sellarec.systems.beginnings import cut_prompts, keeps_beginnings, kept_beginnings, prompts_of
 from sellarec.systems.cold_users import hide_users
 from sellarec.training import train
@@ -109,7 +109,8 @@ def _probabilities(
     kept: KeptPrefixes | None = None,
 ) -> np.ndarray:
     raw_yes = work.config.evaluation.raw_yes
-    return sigmoid(score_rows(lm, prompts, kept=kept, raw_yes=raw_yes, label=label, resume=run.partial_scores))
+    found = score_rows(lm, prompts, kept=kept, raw_yes=raw_yes, label=label, resume=run.partial_scores)
+    return probabilities(found, raw_yes)
 
 
 ZERO_SHOT = System(

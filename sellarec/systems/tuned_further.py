@@ -1,4 +1,8 @@
-"""What Prompt4NR and BinLLM share: stage 1's adapter is tuned further on prompts of their own."""
+"""Stage 1's adapter tuned further on stage 3's rows: what Prompt4NR and BinLLM share, and by itself a control.
+
+TALLRec tuned further has read the rows that SeLLa-Rec has, without any soft token: what SeLLa-Rec gains over it is not
+owed to more rows. It is not in the paper. It takes stage 1's number of passes over them, not stage 3's.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ from sellarec.backbone.lora import merge_lora, resume_lora, save_lora
 from sellarec.config import Config
 from sellarec.errors import SellarecError
 from sellarec.runs import Run
-from sellarec.systems.base import Workspace, sigmoid
+from sellarec.systems.base import System, Workspace, probabilities
+from sellarec.systems.beginnings import prompts_of
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.sella_collab import stage3_rows
 from sellarec.systems.tallrec import TextModel
@@ -59,7 +64,8 @@ def score_tuned_further(
     lm = merge_lora(work.fresh_model(), run.folder / "adapter")
     prompts = tokenize(lm, rows, np.zeros(len(rows), dtype=bool))
     raw_yes = work.config.evaluation.raw_yes
-    return sigmoid(score_rows(lm, prompts, soft, raw_yes=raw_yes, label=f"{label}, scoring", resume=run.partial_scores))
+    found = score_rows(lm, prompts, soft, raw_yes=raw_yes, label=f"{label}, scoring", resume=run.partial_scores)
+    return probabilities(found, raw_yes)
 
 
 def settings(config: Config) -> dict:
@@ -69,7 +75,7 @@ def settings(config: Config) -> dict:
         SellarecError: there is no adapter to tune further.
     """
     if not config.lora.rank:
-        raise SellarecError("Prompt4NR and BinLLM tune stage 1's adapter further; lora.rank must not be 0.")
+        raise SellarecError("This system tunes stage 1's adapter further; lora.rank must not be 0.")
     return {
         "prompt": config.prompt,
         "stage1": config.stage1,
@@ -77,3 +83,21 @@ def settings(config: Config) -> dict:
         "cold_users": config.stage3.cold_users,
         "learning_rate": LEARNING_RATE,
     }
+
+
+LABEL = "TALLRec, tuned further"
+
+
+def _prompts(work: Workspace) -> Tokenize:
+    return lambda lm, rows, new_user: prompts_of(work, lm, rows, new_user=new_user)
+
+
+SYSTEM = System(
+    "tallrec_further",
+    LABEL,
+    settings,
+    lambda work, run: tune_further(work, run, _prompts(work), LABEL),
+    lambda work, run, rows: score_tuned_further(work, run, rows, _prompts(work), LABEL),
+    needs=("tallrec",),
+    uses_backbone=True,
+)

@@ -34,8 +34,10 @@ COLLM = _variant(
 """CoLLM-MF (Zhang et al., TKDE 2025): published MF without biases, frozen; only a fresh mapping into the language
 model's space is trained.
 
-Deviations: the mapping is SeLLa-Rec's (GELU, four times as wide inside) and starts at `stage3.vector_norm`; ids that
-training never shows have vectors of zero; the prompt says what `prompt` says, which is more than CoLLM's by default."""
+Deviations: MF is of stage 2's length and patience (64 and 20 by default; `mf` has CoLLM's 256 and 100); rows that show
+their user as new stay (`stage3.cold_users`); the mapping is SeLLa-Rec's (GELU, four times as wide inside) and starts at
+`stage3.vector_norm`; ids that training never shows have vectors of zero; the prompt says what `prompt` says, which is
+more than CoLLM's by default."""
 
 ABLATIONS = (
     _variant(
