@@ -58,6 +58,9 @@ with right:
         st.caption("Place: among this user's scored test rows, best first.")
     else:
         st.write("This pair is not among the scored test rows. SeLLa-Rec answers below.")
+        known = work.dataset.part("train")
+        if ((known["user"] == user) & (known["item"] == case.item)).any():
+            st.caption("It is a training row: what the prompt and the tokens count holds this very rating.")
         if st.button("Ask every system", help="as if the user met the item after everything in the data"):
             said = [{"system": label_of(n), "probability": rank(work, n, user, (case.item,), ())[0]} for n in systems]
             st.dataframe(pd.DataFrame(said), hide_index=True, column_config={"probability": probabilities})
