@@ -71,7 +71,7 @@ def _beats_all(work: Workspace) -> Claim:
     verdicts = [gain.verdict for gain in gains.values()]
     all_there = len(others) == len(TABLES["table3"]) - 1
     total = FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} and all_there else UNDECIDED
-    there = f"{len(others)}" if all_there else f"the {len(others)} of {len(TABLES['table3']) - 1} that are in the store"
+    there = f"{len(others)}" if all_there else f"{len(others)} in the store, of {len(TABLES['table3']) - 1}"
     evidence = f"better than {verdicts.count(HOLDS)} of {there}; hardest is {_label(hardest)}: {gains[hardest]}"
     return Claim("SeLLa-Rec beats every baseline", "Table 3", total, evidence)
 
