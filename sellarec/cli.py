@@ -16,7 +16,7 @@ import tyro
 from sellarec.config import PROFILES, Config, located, make_config
 from sellarec.data import amazon_book, sources
 from sellarec.data.open import open_dataset
-from sellarec.distributed import is_main
+from sellarec.distributed import is_main, leave
 from sellarec.errors import SellarecError, nearest
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         _dispatch(argv)
+        leave()
     except SellarecError as error:
         sys.exit(f"sellarec: {error}")
     except BrokenPipeError:  # the reader of our output, such as `head`, has left

@@ -7,6 +7,7 @@ rows; what needs no language model is computed by the first process alone, and o
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from datetime import timedelta
 from functools import cache
@@ -40,6 +41,18 @@ def wait() -> None:
     """Go on when all have come here."""
     if world() > 1:
         _state().wait_for_everyone()
+
+
+def leave() -> None:
+    """End each of several processes when all have come here; one process alone goes on.
+
+    Taken down with the interpreter, torch's threads abort it now and then, after all work is done.
+    """
+    if world() > 1:
+        wait()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def agreed(value: bool) -> bool:

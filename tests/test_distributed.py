@@ -77,7 +77,7 @@ import sys
 from sellarec.backbone.engine import score_rows
 from sellarec.backbone.language_model import TokenRow, open_language_model
 from sellarec.backbone.lora import LoraSettings, add_lora
-from sellarec.distributed import rank
+from sellarec.distributed import leave, rank
 
 lm = add_lora(open_language_model(sys.argv[1], "float32", split=True), LoraSettings(), seed=0)
 score_rows(lm, [TokenRow((5, 6), (7, 8, n)) for n in range(10, 13)], label="")  # gathers layers, and lets them go
@@ -87,6 +87,7 @@ for kind in (True, False):
     chosen = [p for n, p in layers if ("lora_" in n) is kind]
     said = f"HELD {rank()} {kind} {sum(map(here, chosen))} {sum(p.numel() for p in chosen)}\\n"
     os.write(1, said.encode())  # at once: two processes share the pipe
+leave()
 """
 
 
