@@ -262,7 +262,7 @@ def test_claims_are_asked_of_what_is_in_the_store(small_workspace):
     beats = found["SeLLa-Rec beats every baseline"]
     assert "in the store, of" in beats.evidence and beats.verdict != "holds"  # not all of the table is there
     assert "users" in found["Stage 3, its tokens and its rows, improves on stage 1"].evidence
-    assert "of them of new users" in found["It does so on cold rows"].evidence
+    assert "of the rows are of new users" in found["It does so on cold rows"].evidence
     unseen = found["It does so for items that it did not see: text and behaviour agree"]
     assert "items left out" in unseen.evidence
     assert "recall@10" in found["Contrastive learning brings an item's two vectors together"].evidence

@@ -89,8 +89,9 @@ def _tokens_help_warm_and_cold(work: Workspace) -> Sequence[Claim]:
     for part in ("warm", "cold"):
         if rows[masks[part]]["label"].nunique() == 2:
             gain = _gain(work, "tallrec", masks[part])
-            new = f"; {(slices.seen_in_training(work, 'user')[masks[part]] == 0).mean():.0%} of them of new users"
-            yield Claim(f"It does so on {part} rows", "Fig. 5", gain.verdict, f"{gain}{new * (part == 'cold')}")
+            new = (slices.seen_in_training(work, "user")[masks[part]] == 0).mean()
+            said = f"{gain}; {new:.0%} of the rows are of new users" if part == "cold" else str(gain)
+            yield Claim(f"It does so on {part} rows", "Fig. 5", gain.verdict, said)
 
 
 def _part_is_worth_something(work: Workspace, variant: str) -> Claim:
