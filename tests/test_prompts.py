@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from sellarec.data.open import open_dataset
@@ -87,3 +89,9 @@ def test_a_test_row_is_told_all_training_counts_of_its_user_and_item(data):
         assert told in prompt.prefix
         told = f"liked by {100 * of_item.mean():.0f}% of {len(of_item)} users" if len(of_item) else "It is new here."
         assert told in prompt.suffix
+
+
+def test_an_item_is_found_by_its_title_as_a_prompt_writes_it(data):
+    catalogue = data.catalogue.assign(title=["Matrix, The (1999)", *data.catalogue["title"][1:]])
+    moved = dataclasses.replace(data, catalogue=catalogue)
+    assert moved.item_by_title("The Matrix (1999)") == moved.item_by_title("matrix, the (1999)") == 1
