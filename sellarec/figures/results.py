@@ -94,7 +94,7 @@ def slices_figure(table: pd.DataFrame, title: str, note: str = "") -> go.Figure:
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     counts = table.drop_duplicates("part")
     shown = counts[["part", "rows", "users", "uauc_users"]].to_numpy()
-    names = [f"{p}<br>{r:,} rows, {u:,} users<br>{v:,} of them in UAUC" for p, r, u, v in shown]
+    names = [f"{p}<br>{r:,} rows<br>{u:,} users<br>{v:,} in UAUC" for p, r, u, v in shown]
     place = dict(zip(counts["part"], names, strict=True))
     for system, lines in table.groupby("system", sort=False):
         for row, metric in enumerate(("auc", "uauc"), start=1):
@@ -120,7 +120,7 @@ def slices_figure(table: pd.DataFrame, title: str, note: str = "") -> go.Figure:
     for row, metric in enumerate(("AUC", "UAUC"), start=1):
         figure.update_yaxes(title_text=metric, range=[max(0, low - 0.02), min(1, high + 0.02)], row=row, col=1)
         figure.add_hline(y=0.5, line={"dash": "dot", "color": "#888888"}, row=row, col=1)
-    figure.update_layout(**LAYOUT, barmode="group", height=660, legend={"orientation": "h", "y": -0.19})
+    figure.update_layout(**LAYOUT, barmode="group", height=680, legend={"orientation": "h", "y": -0.22})
     figure.update_xaxes(tickangle=0)
     return titled(figure, title, note)
 
