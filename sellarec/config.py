@@ -264,8 +264,7 @@ QUICK_ON: dict[str, dict[str, Any]] = {
     "ml-1m": {
         "stage1.rows": 8000,
         "stage3.rows": 12000,
-        "stage3.epochs": 2,
-        "stage3.evaluations": 4,
+        "stage3.evaluations": 2,
         "evaluation.valid_rows": 1000,
     },
     "amazon-book": {
