@@ -29,6 +29,8 @@ USAGE = """usage: sellarec COMMAND [--help]
   run TABLE        all systems of table3 or of table5, the ablations
   report           execute all notebooks and write reports/<run>/index.html
   app              explore predictions and attention in the browser, on localhost; shows runs, never trains
+  publish          write the store's runs, without a line of the data, to reports/published
+  adopt            bring published runs into the store; rows and labels come from your own copy of the data
   bench            this machine's speed against the plain way of doing the same, in one run
   plan             memory, tokens, operations and time of a run, before it runs; refuses what cannot fit
   doctor           versions, CPU features, chosen number format, what is fetched and what is missing
@@ -110,6 +112,35 @@ class AppCommand:
     config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
 
 
+@dataclasses.dataclass(frozen=True)
+class PublishCommand:
+    """Write the runs of these settings that are in the store, and all that they grew from, to a folder that may be
+    shared: settings, metrics, logs and scores of each, the weights of SeLLa-Rec's three stages, no line of the data."""
+
+    profile: str = "quick"
+    """smoke, quick or full: the defaults of the settings below."""
+    to: Path = Path("reports/published")
+    """Where they are written; runs that are there stay."""
+    runs: Path = Path("runs")
+    """The run store."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdoptCommand:
+    """Bring the published runs of a dataset into the store. Rows and labels are taken from your own copy of the data,
+    and the metrics made of them must be the published ones; then nothing of it needs to be computed again.
+    """
+
+    profile: str = "quick"
+    """smoke, quick or full: the defaults of the settings below."""
+    origin: Annotated[Path, tyro.conf.arg(name="from")] = Path("reports/published")
+    """Where the published runs are."""
+    runs: Path = Path("runs")
+    """The run store."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `sellarec`; errors that a user can mend are printed without a traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -129,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _dispatch(argv: list[str]) -> None:
     commands = {"fetch": _fetch, "run": _run, "report": _report, "app": _app, "plan": _plan, "doctor": _doctor}
-    commands |= {"profile": _profile, "bench": _bench}
+    commands |= {"profile": _profile, "bench": _bench, "publish": _publish, "adopt": _adopt}
     if not argv or argv[0] in ("-h", "--help"):
         from sellarec.systems.registry import SYSTEMS
 
@@ -237,6 +268,31 @@ def _report(argv: list[str]) -> None:
     make_report(
         config.dataset, named["backbone"], options.profile, named["seed"], changes, options.runs, options.reports
     )
+
+
+def _publish(argv: list[str]) -> None:
+    options = _parse(PublishCommand, argv, "sellarec publish")
+    from sellarec.published import publish
+    from sellarec.systems.base import Workspace
+
+    written = publish(Workspace(options.config, options.runs, computes=False), options.to)
+    for folder in written:
+        print(folder)
+    print(f"{len(written)} runs were not in {options.to} yet")
+
+
+def _adopt(argv: list[str]) -> None:
+    options = _parse(AdoptCommand, argv, "sellarec adopt")
+    from sellarec.published import LEFT_OUT, adopt
+    from sellarec.systems.base import Workspace
+
+    work = Workspace(options.config, options.runs)
+    adopted = adopt(work, options.origin)
+    for folder in adopted:
+        print(folder)
+    print(f"{len(adopted)} runs were not in {options.runs} yet; their metrics are those of your data", flush=True)
+    if work.is_done("tallrec"):
+        work.run(LEFT_OUT)
 
 
 def _plan(argv: list[str]) -> None:

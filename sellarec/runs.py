@@ -96,7 +96,20 @@ class Run:
         return None if (self.folder / MANIFEST).exists() else self.folder / "partial.npy"
 
     def tensors(self, name: str) -> dict[str, np.ndarray]:
-        return load_file(self.folder / f"{name}.safetensors")
+        return load_file(self.weights(f"{name}.safetensors"))
+
+    def weights(self, name: str) -> Path:
+        """A file or folder of weights.
+
+        Raises:
+            SellarecError: it is not there: the run was published without it.
+        """
+        path = self.folder / name
+        if not path.exists():
+            raise SellarecError(
+                f"{path} is not there: this run was published without its weights. {_advice(self.folder)}"
+            )
+        return path
 
     # Of several processes at one run only the first one writes.
 
@@ -144,12 +157,17 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None]) -> Run:
                 raise
             wait()
             if is_main():
-                run.write_json("manifest", {"files": _hashes(work)})
-                os.replace(work, folder)
+                seal(work, folder)
     if is_main():
         work.with_suffix(".lock").unlink(missing_ok=True)
     wait()
     return open_run(folder)
+
+
+def seal(work: Path, folder: Path) -> None:
+    """Turn a work folder into a whole run: its manifest is written, and it is moved to its place in one step."""
+    Run(work).write_json("manifest", {"files": _hashes(work)})
+    os.replace(work, folder)
 
 
 def last_failure(root: Path, key: RunKey) -> str | None:
@@ -174,7 +192,7 @@ def open_run(folder: Path) -> Run:
     Raises:
         SellarecError: the manifest or a file is missing or was changed.
     """
-    advice = f"Delete the folder to have it computed again: {folder}"
+    advice = _advice(folder)
     try:
         expected = json.loads((folder / MANIFEST).read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
@@ -185,6 +203,10 @@ def open_run(folder: Path) -> Run:
             what = "is missing" if name not in found else "was changed or added after the run was finished"
             raise SellarecError(f"{folder / name} {what}. {advice}")
     return Run(folder)
+
+
+def _advice(folder: Path) -> str:
+    return f"Delete the folder to have it computed again: {folder}"
 
 
 def _code_so_far(work: Path) -> list[str]:

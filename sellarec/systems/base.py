@@ -111,7 +111,7 @@ class Workspace:
             return self.base_model
         if parent and parent._key(stage1).digest == self._key(stage1).digest:
             return parent.tuned_model
-        return merge_lora(self.fresh_model(), self.run("tallrec").folder / "adapter")
+        return merge_lora(self.fresh_model(), self.run("tallrec").weights("adapter"))
 
     def run(self, name: str) -> Run:
         """The finished run of a system; it and what it needs are computed if they are missing."""

@@ -20,7 +20,7 @@ def _distil(work: Workspace, run: Run) -> None:
     rows = [lm.tokenize(Prompt("", item_prompt(dataset, i, natural))) for i in items]
     raw = embed_rows(lm, rows, label="distilling items", unit="items")
     table = np.vstack([np.zeros(lm.width, dtype=np.float32), standardized(raw)])
-    run.save_tensors("semantic", {"raw": raw, "semantic": table})
+    run.save_tensors("semantic", {"semantic": table})
 
 
 def standardized(raw: np.ndarray) -> np.ndarray:

@@ -86,7 +86,7 @@ def _fit_stage1(work: Workspace, run: Run) -> None:
 def _score_tuned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     if not work.config.lora.rank:
         return _score_untuned(work, run, rows)
-    lm = merge_lora(work.fresh_model(), run.folder / "adapter")
+    lm = merge_lora(work.fresh_model(), run.weights("adapter"))
     prompts, kept = prompts_of(work, lm, rows), None
     if keeps_beginnings(work, lm):
         cut = cut_prompts(work, lm, rows, prompts)

@@ -36,7 +36,7 @@ def tune_further(work: Workspace, run: Run, tokenize: Tokenize, label: str, soft
     """Train on stage 3's rows, as stage 1 was trained but slower, and save the adapter. `soft` is as in `TextModel`."""
     config = dataclasses.replace(work.config.stage1, rows=None, learning_rate=LEARNING_RATE)
     lm = resume_lora(
-        work.fresh_model(), work.run("tallrec").folder / "adapter", checkpointing=work.config.lora.checkpointing
+        work.fresh_model(), work.run("tallrec").weights("adapter"), checkpointing=work.config.lora.checkpointing
     )
     chosen, valid = stage3_rows(work), work.part("valid")
     rows = chosen.index.to_numpy()
@@ -61,7 +61,7 @@ def score_tuned_further(
     work: Workspace, run: Run, rows: np.ndarray, tokenize: Tokenize, label: str, soft: nn.Module | None = None
 ) -> np.ndarray:
     """Probabilities of the rows, shape (n,), float32, with the adapter that `tune_further` saved."""
-    lm = merge_lora(work.fresh_model(), run.folder / "adapter")
+    lm = merge_lora(work.fresh_model(), run.weights("adapter"))
     prompts = tokenize(lm, rows, np.zeros(len(rows), dtype=bool))
     raw_yes = work.config.evaluation.raw_yes
     found = score_rows(lm, prompts, soft, raw_yes=raw_yes, label=f"{label}, scoring", resume=run.partial_scores)

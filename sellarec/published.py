@@ -1,0 +1,150 @@
+"""Published runs: what a reader with the same data need not compute again, without a line of that data.
+
+A published run is a run without its rows: the scores alone, in the order in which the protocol lists the rows. Whoever
+has the data adopts it: rows and labels come from their own copy, and the metrics made of them must be the published
+ones.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from sellarec.errors import SellarecError
+from sellarec.evaluation import metrics
+from sellarec.runs import MANIFEST, Run, RunKey, open_run, seal
+from sellarec.systems.base import Workspace
+from sellarec.systems.registry import SYSTEMS, find_system
+
+SEEDS = range(10)
+"""Seeds that are looked for in the store."""
+
+WITH_WEIGHTS = ("tallrec", "sella_collab", "sella")
+"""Systems that are published with their weights: what other runs grow from, and what the app opens."""
+
+LEFT_OUT = "semantic"
+"""Is not published: large, and computed again from stage 1's weights in a minute."""
+
+RECORDS = ("config.json", "metrics.json", "log.jsonl")
+SCORES = "scores.safetensors"
+
+
+def publish(work: Workspace, target: Path) -> list[Path]:
+    """Write every run of this configuration that is in the store, and all that these grew from, below a folder.
+
+    Returns:
+        The folders that were written; those that are there stay as they are.
+    """
+    done = {name: work.run(name).folder for name in (*WITH_WEIGHTS, LEFT_OUT) if work.is_done(name)}
+    left_out = done.pop(LEFT_OUT, None)
+    written = []
+    for run in {run.folder: run for run in _runs_of(work)}.values():
+        folder = target / run.folder.relative_to(work.root)
+        if run.folder != left_out and not folder.exists():
+            _write(run, folder, with_weights=run.folder in done.values())
+            written.append(folder)
+    return written
+
+
+def _runs_of(work: Workspace) -> Iterator[Run]:
+    """Of each system and seed that is done its run, and before it the ones that it grew from."""
+    for seed in SEEDS:
+        place = work.variant({"seed": seed})
+        for name in SYSTEMS:
+            if place.is_done(name):
+                yield from _with_upstream(place, name)
+
+
+def _with_upstream(work: Workspace, name: str) -> Iterator[Run]:
+    system = find_system(name)
+    place = work.variant(system.changes)
+    for need in system.needs:
+        yield from _with_upstream(place, need)
+    yield place.run(name)
+
+
+def _write(run: Run, folder: Path, *, with_weights: bool) -> None:
+    work = _fresh(folder)
+    for source in (p for p in sorted(run.folder.rglob("*")) if p.is_file()):
+        name = source.relative_to(run.folder)
+        if name.as_posix() in RECORDS or (with_weights and source.suffix in (".safetensors", ".json")):
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, work / name)
+    if (run.folder / "scores.parquet").exists():
+        save_file({"score": run.scores["score"].to_numpy()}, work / SCORES)
+    seal(work, folder)
+
+
+def adopt(work: Workspace, source: Path) -> list[Path]:
+    """Bring the runs that were published of this workspace's dataset into its store.
+
+    Returns:
+        The folders that came into the store; those that are there stay as they are.
+
+    Raises:
+        SellarecError: nothing was published of this dataset; a run was changed, or is of other data than this.
+    """
+    place = source / work.dataset.name
+    found = sorted(path.parent for path in place.glob(f"*/*/*/{MANIFEST}"))
+    if not found:
+        raise SellarecError(f"{place}: no run was published there.")
+    return [folder for folder in (_adopt_one(work, open_run(path)) for path in found) if folder]
+
+
+def _adopt_one(work: Workspace, published: Run) -> Path | None:
+    key = RunKey(**{name: published.config[name] for name in RunKey.__dataclass_fields__})
+    if (key.dataset, key.digest) != (work.dataset.name, published.config["key"]):
+        raise SellarecError(f"{published.folder}: its settings do not give its key; it was changed.")
+    if key.data_hash != work.dataset.hash:
+        raise SellarecError(
+            f"{published.folder} was computed from other data: its interactions have the hash {key.data_hash[:12]}, "
+            f"yours {work.dataset.hash[:12]}."
+        )
+    folder = key.folder(work.root)
+    if folder.exists():
+        return None
+    copy = _fresh(folder)
+    shutil.copytree(published.folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, SCORES))
+    if (published.folder / SCORES).exists():
+        Run(copy).save_table("scores", _with_rows(work, published))
+    seal(copy, folder)
+    return folder
+
+
+def _with_rows(work: Workspace, published: Run) -> pd.DataFrame:
+    """The scores table of a run, its rows taken from the workspace's own data."""
+    budgets = {f"evaluation.{k}": v for k, v in published.config["settings"]["evaluation"].items()}
+    place = work.variant(budgets)
+    parts = {split: place.part(split) for split in ("valid", "test")}
+    rows = pd.concat(parts.values())[["split", "user", "item", "label", "warm"]]
+    try:
+        score = load_file(published.folder / SCORES)["score"]
+    except (SafetensorError, KeyError) as error:
+        raise SellarecError(f"{published.folder / SCORES} holds no scores: {error}") from error
+    if score.shape != (len(rows),):
+        raise SellarecError(f"{published.folder}: {len(score):,} scores for {len(rows):,} rows of your data.")
+    rows = rows.assign(score=score)
+    for split, part in parts.items():
+        found = metrics(part, rows.loc[part.index, "score"].to_numpy())
+        for slice_, values in published.metrics[split].items():
+            for name, value in values.items():
+                if not np.isclose(found[slice_][name], np.nan if value is None else value, atol=1e-9, equal_nan=True):
+                    raise SellarecError(
+                        f"{published.folder}: {name} of its {split} rows ({slice_}) is {found[slice_][name]:.6f} "
+                        f"with your data and {value} as published."
+                    )
+    return rows.rename_axis("row").reset_index()
+
+
+def _fresh(folder: Path) -> Path:
+    """An empty work folder beside a run's place."""
+    work = folder.with_name(f".adopt-{folder.name}")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    return work

@@ -1,0 +1,126 @@
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from sellarec.cli import main
+from sellarec.config import change_config
+from sellarec.errors import SellarecError
+from sellarec.published import SCORES, adopt, publish
+from sellarec.runs import seal
+from sellarec.systems.base import Workspace
+from sellarec.systems.registry import find_system
+from sellarec.tables import overall_table
+
+SYSTEMS = ("counting", "mf", "tallrec", "sella", "no_alignment")
+
+
+@pytest.fixture(scope="module")
+def published(small_workspace, tmp_path_factory):
+    for name in SYSTEMS:
+        small_workspace.run(name)
+    target = tmp_path_factory.mktemp("published")
+    return target, publish(small_workspace, target)
+
+
+def elsewhere(work: Workspace, root, **changes) -> Workspace:
+    """The same settings over an empty store, in which nothing is computed."""
+    return Workspace(change_config(work.config, changes), root, computes=False)
+
+
+def vectors_of_titles(work: Workspace) -> None:
+    """The one step that is not published is computed from stage 1's weights."""
+    Workspace(work.config, work.root).run("semantic")
+
+
+def of_system(folder, name):
+    return next(folder.glob(f"*/*/{name}/*"))
+
+
+def test_adopted_runs_give_the_tables_that_the_computed_ones_gave(small_workspace, published, tmp_path):
+    adopted = adopt(work := elsewhere(small_workspace, tmp_path), published[0])
+    assert len(adopted) == len(published[1]) and not adopt(work, published[0])
+    vectors_of_titles(work)
+    scored = ("counting", "mf", "tallrec", "sella", "no_alignment")
+    pd.testing.assert_frame_equal(overall_table(work, scored), overall_table(small_workspace, scored))
+    for name in scored:
+        pd.testing.assert_frame_equal(work.run(name).scores, small_workspace.run(name).scores)
+        assert work.run(name).config == small_workspace.run(name).config
+
+
+def test_nothing_of_the_data_is_published(small_workspace, published):
+    target, _ = published
+    titles = small_workspace.dataset.catalogue["title"].iloc[1:]
+    files = [p for p in target.rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} == {".json", ".jsonl", ".safetensors"}
+    for path in files:
+        content = path.read_bytes()
+        assert not any(title.encode() in content for title in titles), path
+    for path in target.rglob(SCORES):
+        assert list(load_file(path)) == ["score"]
+
+
+def test_weights_are_published_of_the_three_stages_only_and_others_say_so(small_workspace, published, tmp_path):
+    adopt(work := elsewhere(small_workspace, tmp_path), published[0])
+    assert not work.is_done("sella")
+    vectors_of_titles(work)
+    rows = work.part("test").index.to_numpy()
+    again = find_system("sella").score(work, work.run("sella"), rows)
+    np.testing.assert_allclose(again, work.test_scores("sella"), atol=1e-6)
+    with pytest.raises(SellarecError, match="published without its weights"):
+        find_system("mf").score(work, work.run("mf"), rows)
+
+
+def test_scores_of_other_data_are_refused(small_workspace, published, tmp_path):
+    with pytest.raises(SellarecError, match="computed from other data"):
+        adopt(elsewhere(small_workspace, tmp_path, **{"data.domain": "song"}), published[0])
+
+
+@pytest.mark.parametrize("change", ["scores", "fewer", "settings", "file"])
+def test_a_changed_run_is_refused(small_workspace, published, tmp_path, change):
+    shutil.copytree(published[0], tmp_path / "copy")
+    folder = of_system(tmp_path / "copy", "mf")
+    if change == "settings":
+        config = json.loads((folder / "config.json").read_text())
+        config["settings"]["mf"]["dim"] = 7
+        (folder / "config.json").write_text(json.dumps(config))
+    elif change == "file":
+        (folder / "metrics.json").write_text("{}")
+    else:
+        score = load_file(folder / SCORES)["score"]
+        save_file({"score": score[::-1].copy() if change == "scores" else score[:-1].copy()}, folder / SCORES)
+    if change != "file":
+        (folder / "manifest.json").unlink()
+        folder.rename(moved := folder.with_name("moved"))
+        seal(moved, folder)
+    expected = {
+        "scores": "with your data and .* as published",
+        "fewer": "scores for",
+        "settings": "do not give its key",
+        "file": "was changed",
+    }
+    with pytest.raises(SellarecError, match=expected[change]):
+        adopt(elsewhere(small_workspace, tmp_path / "runs"), tmp_path / "copy")
+
+
+def test_where_nothing_was_published_is_said(small_workspace, tmp_path):
+    with pytest.raises(SellarecError, match="no run was published there"):
+        adopt(elsewhere(small_workspace, tmp_path), tmp_path / "nowhere")
+
+
+def test_the_two_commands(planted_table, tmp_path, capsys):
+    def command(*words):
+        main([*words, "--dataset", str(planted_table), "--profile", "smoke"])
+        return capsys.readouterr().out.splitlines()
+
+    command("run", "counting", "--runs", str(tmp_path / "runs"))
+    assert command("publish", "--runs", str(tmp_path / "runs"), "--to", str(tmp_path / "shared"))[-1].startswith(
+        "1 runs"
+    )
+    said = command("adopt", "--runs", str(tmp_path / "other"), "--from", str(tmp_path / "shared"))
+    assert said[-1].startswith("1 runs")
+    scores = [next((tmp_path / r).rglob("scores.parquet")) for r in ("runs", "other")]
+    pd.testing.assert_frame_equal(*map(pd.read_parquet, scores))
