@@ -141,6 +141,12 @@ class UserBootstrap:
         with np.errstate(invalid="ignore"):
             return weight @ per_user.to_numpy() / np.where(total > 0, total, np.nan)
 
+    def sums(self, columns: np.ndarray) -> np.ndarray:
+        """Sums of columns (n, k) over the rows of every resample, shape (resamples, k), float64."""
+        per_user = np.zeros((self.users, columns.shape[1]))
+        np.add.at(per_user, self._row_user, columns)
+        return self._weights.astype(np.float64) @ per_user
+
     def interval(self, metric: str, score: np.ndarray, baseline: np.ndarray | None = None) -> Interval:
         """The 95 % interval of a metric ("auc" or "uauc"), or of its difference to a baseline's scores.
 

@@ -56,18 +56,24 @@ def test_metrics_on_a_part_are_the_metrics_of_its_rows(small_workspace):
 
 
 def test_reliability_and_ece_by_hand():
-    curve = calibration.reliability(np.array([0, 1, 1, 1]), np.array([0.1, 0.3, 0.6, 0.8]), bins=2)
+    label, said = np.array([0, 1, 1, 1]), np.array([0.1, 0.3, 0.6, 0.8])
+    curve = calibration.reliability(label, said, bins=2)
     assert curve["probability"].tolist() == pytest.approx([0.2, 0.7])
     assert curve["liked"].tolist() == [0.5, 1.0] and curve["rows"].tolist() == [2, 2]
-    assert calibration.expected_calibration_error(curve) == pytest.approx(0.3)
+    ece = calibration.ece_interval(UserBootstrap(np.array([1, 1, 2, 2]), label), said, bins=2)
+    # of the first user's rows alone both gaps are within the first bin, of the second one's within the second
+    assert (ece.value, ece.low, ece.high) == pytest.approx((0.3, 0.3, 0.3))
 
 
 def test_ties_share_a_bin_and_honest_probabilities_are_calibrated():
     assert len(calibration.reliability(np.array([0, 1, 0, 1]), np.full(4, 0.5))) == 1
     random = np.random.default_rng(0)
     said = random.random(20_000)
-    curve = calibration.reliability((random.random(20_000) < said).astype(int), said)
-    assert calibration.expected_calibration_error(curve) < 0.015
+    label = (random.random(20_000) < said).astype(int)
+    honest, shifted = (
+        calibration.ece_interval(UserBootstrap(np.arange(20_000) % 500, label), p) for p in (said, said**2)
+    )
+    assert honest.value < 0.015 and shifted.low > honest.high > honest.low > 0
 
 
 def test_log_loss_of_a_system_is_the_mean_of_its_rows(small_workspace):

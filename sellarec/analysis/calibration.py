@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from sellarec.evaluation import Interval, UserBootstrap
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import find_system
 
@@ -23,28 +24,51 @@ def reliability(label: np.ndarray, probability: np.ndarray, bins: int = BINS) ->
         One line per bin in rising order: `probability`, `liked`, `rows`. Ties never part: a bin may be larger, and
         there are as many bins as distinct values at most.
     """
-    order = pd.Series(probability).rank(method="average").to_numpy()
-    at = np.minimum((order - 0.5) / len(order) * bins, bins - 1).astype(int)
-    frame = pd.DataFrame({"bin": at, "probability": np.asarray(probability, dtype=float), "liked": np.asarray(label)})
+    frame = pd.DataFrame(
+        {
+            "bin": _bins(probability, bins),
+            "probability": np.asarray(probability, dtype=float),
+            "liked": np.asarray(label),
+        }
+    )
     grouped = frame.groupby("bin")
     return grouped[["probability", "liked"]].mean().assign(rows=grouped.size()).reset_index(drop=True)
 
 
-def expected_calibration_error(curve: pd.DataFrame) -> float:
-    """Mean distance of the curve from the diagonal, weighted by rows; in [0, 1]."""
-    return float(((curve["probability"] - curve["liked"]).abs() * curve["rows"]).sum() / curve["rows"].sum())
+def _bins(probability: np.ndarray, bins: int) -> np.ndarray:
+    order = pd.Series(probability).rank(method="average").to_numpy()
+    return np.minimum((order - 0.5) / len(order) * bins, bins - 1).astype(int)
+
+
+def ece_interval(bootstrap: UserBootstrap, probability: np.ndarray, bins: int = BINS) -> Interval:
+    """The expected calibration error, the curve's mean distance from the diagonal, with the 95 % interval of resampling
+    users; bins stay those of all rows.
+
+    It is never negative, so that noise alone lifts it: of a perfect system the interval would not hold 0.
+    """
+    gaps = np.zeros((len(probability), bins + 1))
+    gaps[np.arange(len(probability)), _bins(probability, bins)] = probability - bootstrap.label
+    gaps[:, bins] = 1
+    sums = np.vstack([gaps.sum(axis=0), bootstrap.sums(gaps)])
+    value, *samples = np.abs(sums[:, :bins]).sum(axis=1) / sums[:, bins]
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return Interval(float(value), float(low), float(high))
 
 
 def calibration_table(work: Workspace, systems: Sequence[str]) -> pd.DataFrame:
-    """Indexed by label: `system`, `ece`, `log_loss` (nats), mean `probability` and share `liked` of the test rows."""
-    label = work.part("test")["label"].to_numpy()
+    """Indexed by label: `system`, `ece` with its 95 % interval `ece_low` to `ece_high`, `log_loss` (nats), mean
+    `probability` and share `liked` of the test rows."""
+    rows = work.part("test")
+    label = rows["label"].to_numpy()
+    bootstrap = UserBootstrap(rows["user"].to_numpy(), label)
     lines = []
     for name in systems:
         score = work.test_scores(name).astype(np.float64)
         clipped = np.clip(score, 1e-7, 1 - 1e-7)
         loss = -np.mean(np.where(label == 1, np.log(clipped), np.log1p(-clipped)))
-        ece = expected_calibration_error(reliability(label, score))
-        line = {"label": find_system(name).label, "system": name, "ece": ece, "log_loss": loss}
+        ece = ece_interval(bootstrap, score)
+        line = {"label": find_system(name).label, "system": name}
+        line |= {"ece": ece.value, "ece_low": ece.low, "ece_high": ece.high, "log_loss": loss}
         lines.append(line | {"probability": score.mean(), "liked": label.mean()})
     return pd.DataFrame(lines).set_index("label")
 
