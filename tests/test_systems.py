@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -6,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from sellarec.analysis.alignment import after_stage_2
+from sellarec.backbone.loading import identity
 from sellarec.collab.fit import FitConfig, fit_collab
 from sellarec.collab.mf import MatrixFactorization
 from sellarec.collab.records import item_facts, training_records
@@ -374,3 +377,33 @@ def test_missing_systems_are_printed_with_the_command(small_workspace, tmp_path,
     assert systems_of(work, "table5", ()) == ()
     out = capsys.readouterr().out
     assert "no_warm_token" in out and "sellarec run table5" in out
+
+
+def test_a_run_belongs_to_the_weights_of_a_local_backbone_wherever_they_lie(planted_table, llama, tmp_path):
+    def zero_shot(folder):
+        config = make_config("smoke", str(planted_table), backbone=str(folder), **SMALL)
+        return Workspace(config, tmp_path / "runs").run("zero_shot").folder
+
+    first = zero_shot(shutil.copytree(llama, tmp_path / "a" / "model"))
+    assert zero_shot(shutil.move(tmp_path / "a" / "model", tmp_path / "b" / "model")) == first
+    assert first.parent.parent.name == "model"
+    path = tmp_path / "b" / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.5
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert zero_shot(path.parent) != first
+    shutil.rmtree(path.parent)
+    with pytest.raises(SellarecError, match="no such file or folder"):
+        zero_shot(path.parent)
+
+
+def test_large_weights_are_told_apart_by_blocks_from_the_first_to_the_last_byte(tmp_path):
+    path = tmp_path / "model.safetensors"
+    content = np.zeros(80 * 2**20, dtype=np.uint8)
+    found = []
+    for changed in (0, len(content) - 1, 0):
+        content[:] = 0
+        content[changed] = 1
+        content.tofile(path)
+        found.append(identity(str(tmp_path)))
+    assert found[0] == found[2] != found[1]

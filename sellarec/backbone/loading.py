@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+WEIGHT_FILES = (".safetensors", ".bin", ".json", ".model", ".txt")
+"""Of a local folder, the files that decide what a model answers: weights, configuration, tokenizer."""
+
+MIB = 2**20
+
 NF4 = "nf4"
 """Linear weights in 4 bits (QLoRA), everything else and the products in the dtype that "auto" chooses."""
 
@@ -157,6 +162,38 @@ def _resolve(name: str) -> str:
             raise SellarecError(f"backbone '{name}': no such file.")
         return str(convert_gguf(Path(name)))
     return name
+
+
+def identity(name: str) -> tuple[str, str | None]:
+    """What a backbone is called, and a fingerprint of its files if it is a local one: the same folder may hold other
+    weights tomorrow, and the same weights lie elsewhere on another machine. Registered ones are verified when fetched;
+    a hub id is taken at its word.
+
+    Raises:
+        SellarecError: a path at which there is nothing.
+    """
+    path = Path(name)
+    if path.is_absolute() and not path.exists():
+        raise SellarecError(f"backbone '{name}': no such file or folder.")
+    if name in sources.MODELS or not path.exists():
+        return name, None
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in WEIGHT_FILES)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+        digest.update(_sampled(file))
+    return path.name, digest.hexdigest()[:12]
+
+
+def _sampled(file: Path) -> bytes:
+    """sha256 of a file of up to 64 MiB, and of 64 blocks spread over a larger one: training moves every weight."""
+    digest, size = hashlib.sha256(), file.stat().st_size
+    with file.open("rb") as stream:
+        for n in range(64):
+            if size > 64 * MIB:
+                stream.seek((size - MIB) * n // 63)
+            digest.update(stream.read(MIB))
+    return digest.digest()
 
 
 def convert_gguf(path: Path) -> Path:

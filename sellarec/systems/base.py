@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sellarec.backbone.language_model import LanguageModel, open_language_model
-from sellarec.backbone.loading import choose_placement
+from sellarec.backbone.loading import choose_placement, identity
 from sellarec.backbone.lora import merge_lora
 from sellarec.config import Config, change_config
 from sellarec.data.dataset import Dataset, sample_rows, sample_users
@@ -150,23 +150,32 @@ class Workspace:
         return all(place.is_done(n) for n in system.needs) and place._key(system).folder(self.root).exists()
 
     def _key(self, system: System) -> RunKey:
+        backbone, fingerprint = self._backbone
         settings = system.settings(self.config)  # before the upstream runs: a typo should not cost hours
         shared: dict[str, Any] = {"data": self.config.data}
         if system.version > 1:
             shared["version"] = system.version
         if system.uses_backbone:
             shared["dtype"] = self.base_dtype
+            if fingerprint:
+                shared["weights"] = fingerprint
         if system.score:
             shared["evaluation"] = self.config.evaluation
         return RunKey(
             dataset=self.dataset.name,
-            backbone=self.config.backbone if system.uses_backbone else "no-llm",
+            backbone=backbone if system.uses_backbone else "no-llm",
             system=system.name,
             seed=self.config.seed if system.uses_seed else 0,
             settings=_as_dict(shared | settings),
             data_hash=self.dataset.hash,
             upstream={n: self.run(n).config["key"] for n in system.needs},
         )
+
+    @cached_property
+    def _backbone(self) -> tuple[str, str | None]:
+        parent = self._parent
+        same = parent and parent.config.backbone == self.config.backbone
+        return parent._backbone if same else identity(self.config.backbone)
 
     @cached_property
     def base_dtype(self) -> str:
