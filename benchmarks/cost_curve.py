@@ -22,7 +22,8 @@ from transformers import Qwen2Config
 
 from sellarec.backbone.loading import load_shape
 from sellarec.config import make_config
-from sellarec.plan import GIB, Machine, Plan, machine, make_plan
+from sellarec.machine import GIB, Machine, describe_machine
+from sellarec.plan import Plan, make_plan
 from sellarec.systems.base import Workspace
 
 
@@ -45,7 +46,7 @@ SHARED = ("{n} GPUs", "GiB each", "and with `--split`")
 
 
 def lines(options: Options, large: Path) -> Iterator[list[str]]:
-    cpu = machine()
+    cpu = describe_machine()
     gpu = Machine("cuda", torch.bfloat16, int(options.gpu_memory * GIB), options.gpu_tflops * 1e12)
     together = replace(gpu, processes=options.gpus)
     for backbone, profile, sizes in (

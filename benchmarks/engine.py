@@ -45,7 +45,7 @@ from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.config import make_config
 from sellarec.data import sources
 from sellarec.evaluation import UserBootstrap, auc, uauc
-from sellarec.plan import matmul_rate
+from sellarec.machine import matmul_rate
 from sellarec.prompts import SOFT_TOKENS, PromptWriter
 from sellarec.runs import code_version
 from sellarec.systems.base import Workspace

@@ -298,10 +298,12 @@ def _adopt(argv: list[str]) -> None:
 def _plan(argv: list[str]) -> None:
     options = _parse(PlanCommand, argv, "sellarec plan")
     from sellarec import plan
+    from sellarec.machine import describe_machine
     from sellarec.systems.base import Workspace
 
     work = Workspace(options.config, computes=False)
-    machine = plan.machine(options.config.dtype, options.device, options.memory, options.tflops, options.processes)
+    there = (options.device, options.memory, options.tflops, options.processes)
+    machine = describe_machine(options.config.dtype, *there)
     found = plan.make_plan(work, machine)
     print(plan.described(found, options.config.backbone))
     if not found.fits:

@@ -8,12 +8,8 @@ with every further layer. Only the time rests on an assumption, the share of the
 from __future__ import annotations
 
 import copy
-import os
-import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,17 +19,16 @@ from tqdm import tqdm
 from sellarec.backbone.cost import Cost, forward_cost, training_cost
 from sellarec.backbone.engine import TOKEN_BUDGET
 from sellarec.backbone.language_model import NO_SPLIT_IN_4_BITS, TokenRow, wrap_language_model
-from sellarec.backbone.loading import DTYPES, NF4, Placement, choose_placement, load_shape
+from sellarec.backbone.loading import Placement, load_shape
 from sellarec.backbone.lora import lora_config
 from sellarec.config import Config, change_config
 from sellarec.data.dataset import sample_rows
 from sellarec.errors import SellarecError
+from sellarec.machine import GIB, Machine
 from sellarec.prompts import SOFT_TOKENS, item_prompt
 from sellarec.systems.base import Workspace
 from sellarec.systems.beginnings import cut_prompts, prompts_of
 from sellarec.training import TrainConfig
-
-GIB = 2**30
 
 SAMPLE = 300
 """Prompts that are tokenized to learn how long they are."""
@@ -71,25 +66,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where it would run.
-
-    Attributes:
-        memory: Bytes that are free for a process, of the GPU if there is one.
-        rate: Floating-point operations a second of a process in large matrix products in the working dtype.
-        nf4: Linear weights are held in 4 bits.
-        processes: So many share every batch.
-    """
-
-    device: str
-    dtype: torch.dtype
-    memory: int
-    rate: float
-    nf4: bool = False
-    processes: int = 1
-
-
-@dataclass(frozen=True)
 class Plan:
     parameters: int
     adapter: int
@@ -106,61 +82,6 @@ class Plan:
 
     def seconds(self, step: Step) -> float:
         return step.operations / (SHARE * self.machine.rate * self.machine.processes)
-
-
-def machine(
-    dtype: str = "auto",
-    device: str | None = None,
-    memory: float | None = None,
-    tflops: float | None = None,
-    processes: int = 1,
-) -> Machine:
-    """This machine, measured now; or another one, of which device, GiB and 10^12 operations a second are named.
-
-    Args:
-        memory, tflops: Of each process. Processes on this machine's CPU share what it has; on GPUs each has its own.
-
-    Raises:
-        SellarecError: another device is named without its memory and rate, or cannot work with the dtype.
-    """
-    if processes < 1:
-        raise SellarecError(f"--processes is {processes}; at least one does the work.")
-    if device is not None:
-        if device not in ("cpu", "cuda") or memory is None or tflops is None:
-            raise SellarecError("Another machine needs all of --device (cpu or cuda), --memory and --tflops.")
-        if device == "cpu" and dtype == NF4:
-            raise SellarecError(f"--dtype {NF4} needs a GPU.")
-        named = DTYPES.get(dtype, torch.bfloat16 if device == "cuda" else torch.float32)
-        return Machine(device, named, int(memory * GIB), tflops * 1e12, dtype == NF4, processes)
-    place = choose_placement(dtype)
-    on_gpu = place.device.type == "cuda"
-    sharing = 1 if on_gpu else processes
-    free = (torch.cuda.mem_get_info()[0] if on_gpu else _free_memory() // sharing) if memory is None else memory * GIB
-    rate = matmul_rate(place.device, place.dtype) / sharing if tflops is None else tflops * 1e12
-    return Machine(place.device.type, place.dtype, int(free), rate, place.nf4, processes)
-
-
-def _free_memory() -> int:
-    """Bytes that programs may still take, caches that would make room included where the system tells."""
-    meminfo = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable: +(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
-    return int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product, the best of a few."""
-    size, repeats = (8192, 10) if device.type == "cuda" else (1024, 5)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        for _ in range(repeats):
-            c = a @ b
-        c[0, 0].item()  # waits for a GPU
-        return (time.perf_counter() - start) / repeats
-
-    seconds()
-    return 2 * size**3 / min(seconds() for _ in range(3))
 
 
 def make_plan(work: Workspace, machine: Machine) -> Plan:

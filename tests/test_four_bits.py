@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from sellarec import plan
 from sellarec.backbone.engine import log_odds, score_rows
 from sellarec.backbone.language_model import TokenRow, open_language_model, wrap_language_model
 from sellarec.backbone.loading import Placement, choose_placement, load_backbone
 from sellarec.backbone.lora import LoraSettings, add_lora, merge_lora, save_lora
 from sellarec.errors import SellarecError
+from sellarec.machine import describe_machine
 
 
 def test_4_bit_weights_keep_the_adapter_beside_them_and_answer_nearly_the_same(tokenizer, tmp_path):
@@ -52,4 +52,4 @@ def test_4_bit_weights_are_refused_on_a_cpu():
     with pytest.raises(SellarecError, match="needs a GPU"):
         choose_placement("nf4")
     with pytest.raises(SellarecError, match="needs a GPU"):
-        plan.machine("nf4", device="cpu", memory=8, tflops=1)
+        describe_machine("nf4", device="cpu", memory=8, tflops=1)

@@ -15,6 +15,7 @@ from sellarec.backbone.loading import choose_placement
 from sellarec.backbone.lora import LoraSettings, add_lora
 from sellarec.config import change_config, make_config
 from sellarec.errors import SellarecError
+from sellarec.machine import Machine, describe_machine, matmul_rate
 from sellarec.prompts import Prompt
 from sellarec.systems.base import Workspace
 from tests.conftest import SMALL, save_backbone
@@ -42,7 +43,7 @@ def planned(planted_table, tmp_path_factory):
 
 
 def machine(memory=2**34):
-    return plan.Machine("cpu", torch.float32, memory, 1e11)
+    return Machine("cpu", torch.float32, memory, 1e11)
 
 
 def place(work, backbone, **changes):
@@ -133,7 +134,7 @@ def test_the_papers_backbone_is_planned_without_its_weights(planned, deep, tmp_p
     shape = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28)
     Qwen2Config(**shape, num_key_value_heads=4, vocab_size=152064).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    gpu = plan.Machine("cuda", torch.bfloat16, 140 * 2**30, 7e14)
+    gpu = Machine("cuda", torch.bfloat16, 140 * 2**30, 7e14)
     found = plan.make_plan(place(planned, tmp_path), gpu)
     assert found.parameters == pytest.approx(7.6e9, rel=0.01) and found.fits
     assert found.memory > 2 * found.parameters
@@ -162,10 +163,10 @@ def test_the_command_prints_a_plan_for_this_machine_or_another(planted_table, ll
 
 
 def test_another_machine_is_named_whole_and_this_one_is_measured():
-    assert 1e9 < plan.matmul_rate(torch.device("cpu"), torch.float32) < 1e15
-    assert isinstance(plan.machine("float32"), plan.Machine) and plan.machine("float32").memory > 2**28
+    assert 1e9 < matmul_rate(torch.device("cpu"), torch.float32) < 1e15
+    assert isinstance(describe_machine("float32"), Machine) and describe_machine("float32").memory > 2**28
     with pytest.raises(SellarecError, match="needs all of"):
-        plan.machine(device="tpu", memory=1.0, tflops=1.0)
+        describe_machine(device="tpu", memory=1.0, tflops=1.0)
 
 
 def test_several_processes_share_the_work_and_split_weights(planned, deep):
@@ -187,7 +188,7 @@ def test_several_processes_share_the_work_and_split_weights(planned, deep):
     with pytest.raises(SellarecError, match="cannot be cut"):
         plan.make_plan(place(planned, deep, split=True), dataclasses.replace(four, nf4=True))
     with pytest.raises(SellarecError, match="at least one"):
-        plan.machine(processes=0)
+        describe_machine(processes=0)
 
 
 def _longest(work, machine):

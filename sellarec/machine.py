@@ -1,0 +1,90 @@
+"""A machine, this one or another: what memory it has free, and how fast it multiplies matrices."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sellarec.backbone.loading import DTYPES, NF4, choose_placement
+from sellarec.errors import SellarecError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where something runs, or would run.
+
+    Attributes:
+        memory: Bytes that are free for a process, of the GPU if there is one.
+        rate: Floating-point operations a second of a process in large matrix products in the working dtype.
+        nf4: Linear weights are held in 4 bits.
+        processes: So many share every batch.
+    """
+
+    device: str
+    dtype: torch.dtype
+    memory: int
+    rate: float
+    nf4: bool = False
+    processes: int = 1
+
+
+def describe_machine(
+    dtype: str = "auto",
+    device: str | None = None,
+    memory: float | None = None,
+    tflops: float | None = None,
+    processes: int = 1,
+) -> Machine:
+    """This machine, measured now; or another one, of which device, GiB and 10^12 operations a second are named.
+
+    Args:
+        memory, tflops: Of each process. Processes on this machine's CPU share what it has; on GPUs each has its own.
+
+    Raises:
+        SellarecError: another device is named without its memory and rate, or cannot work with the dtype.
+    """
+    if processes < 1:
+        raise SellarecError(f"--processes is {processes}; at least one does the work.")
+    if device is not None:
+        if device not in ("cpu", "cuda") or memory is None or tflops is None:
+            raise SellarecError("Another machine needs all of --device (cpu or cuda), --memory and --tflops.")
+        if device == "cpu" and dtype == NF4:
+            raise SellarecError(f"--dtype {NF4} needs a GPU.")
+        named = DTYPES.get(dtype, torch.bfloat16 if device == "cuda" else torch.float32)
+        return Machine(device, named, int(memory * GIB), tflops * 1e12, dtype == NF4, processes)
+    place = choose_placement(dtype)
+    on_gpu = place.device.type == "cuda"
+    sharing = 1 if on_gpu else processes
+    free = (torch.cuda.mem_get_info()[0] if on_gpu else _free_memory() // sharing) if memory is None else memory * GIB
+    rate = matmul_rate(place.device, place.dtype) / sharing if tflops is None else tflops * 1e12
+    return Machine(place.device.type, place.dtype, int(free), rate, place.nf4, processes)
+
+
+def _free_memory() -> int:
+    """Bytes that programs may still take, caches that would make room included where the system tells."""
+    meminfo = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable: +(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
+    return int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product, the best of a few."""
+    size, repeats = (8192, 10) if device.type == "cuda" else (1024, 5)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            c = a @ b
+        c[0, 0].item()  # waits for a GPU
+        return (time.perf_counter() - start) / repeats
+
+    seconds()
+    return 2 * size**3 / min(seconds() for _ in range(3))
