@@ -115,7 +115,7 @@ class AppCommand:
 @dataclasses.dataclass(frozen=True)
 class PublishCommand:
     """Write the runs of these settings that are in the store, and all that they grew from, to a folder that may be
-    shared: settings, metrics, logs and scores of each, the weights of SeLLa-Rec's three stages, no line of the data."""
+    shared: settings, metrics, log and scores of each, without weights and without a line of the data."""
 
     profile: str = "quick"
     """smoke, quick or full: the defaults of the settings below."""
@@ -129,7 +129,8 @@ class PublishCommand:
 @dataclasses.dataclass(frozen=True)
 class AdoptCommand:
     """Bring the published runs of a dataset into the store. Rows and labels are taken from your own copy of the data,
-    and the metrics made of them must be the published ones; then nothing of it needs to be computed again.
+    and the metrics made of them must be the published ones. Tables then need no computation; weights, which are not
+    published, are computed again where something grows from them or looks into them.
     """
 
     profile: str = "quick"
@@ -283,16 +284,14 @@ def _publish(argv: list[str]) -> None:
 
 def _adopt(argv: list[str]) -> None:
     options = _parse(AdoptCommand, argv, "sellarec adopt")
-    from sellarec.published import LEFT_OUT, adopt
+    from sellarec.published import adopt
     from sellarec.systems.base import Workspace
 
     work = Workspace(options.config, options.runs)
     adopted = adopt(work, options.origin)
     for folder in adopted:
         print(folder)
-    print(f"{len(adopted)} runs were not in {options.runs} yet; their metrics are those of your data", flush=True)
-    if work.is_done("tallrec"):
-        work.run(LEFT_OUT)
+    print(f"{len(adopted)} runs were not in {options.runs} yet; their metrics are those of your data")
 
 
 def _plan(argv: list[str]) -> None:

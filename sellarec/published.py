@@ -1,8 +1,8 @@
 """Published runs: what a reader with the same data need not compute again, without a line of that data.
 
-A published run is a run without its rows: the scores alone, in the order in which the protocol lists the rows. Whoever
-has the data adopts it: rows and labels come from their own copy, and the metrics made of them must be the published
-ones.
+A published run is a run without weights and rows: the scores alone, in the order in which the protocol lists the rows.
+Whoever has the data adopts it: rows and labels come from their own copy, and the metrics made of them must be the
+published ones. Weights are computed again where something grows from them.
 """
 
 from __future__ import annotations
@@ -18,20 +18,14 @@ from safetensors.numpy import load_file, save_file
 
 from sellarec.errors import SellarecError
 from sellarec.evaluation import metrics
-from sellarec.runs import MANIFEST, Run, RunKey, open_run, seal
+from sellarec.runs import MANIFEST, WITHOUT_WEIGHTS, Run, RunKey, open_run, seal
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import SYSTEMS, find_system
 
 SEEDS = range(10)
 """Seeds that are looked for in the store."""
 
-WITH_WEIGHTS = ("tallrec", "sella_collab", "sella")
-"""Systems that are published with their weights: what other runs grow from, and what the app opens."""
-
-LEFT_OUT = "semantic"
-"""Is not published: large, and computed again from stage 1's weights in a minute."""
-
-RECORDS = ("config.json", "metrics.json", "log.jsonl")
+RECORDS = ("config.json", "metrics.json", "log.jsonl", WITHOUT_WEIGHTS)
 SCORES = "scores.safetensors"
 
 
@@ -41,13 +35,11 @@ def publish(work: Workspace, target: Path) -> list[Path]:
     Returns:
         The folders that were written; those that are there stay as they are.
     """
-    done = {name: work.run(name).folder for name in (*WITH_WEIGHTS, LEFT_OUT) if work.is_done(name)}
-    left_out = done.pop(LEFT_OUT, None)
     written = []
     for run in {run.folder: run for run in _runs_of(work)}.values():
         folder = target / run.folder.relative_to(work.root)
-        if run.folder != left_out and not folder.exists():
-            _write(run, folder, with_weights=run.folder in done.values())
+        if not folder.exists():
+            _write(run, folder)
             written.append(folder)
     return written
 
@@ -69,15 +61,14 @@ def _with_upstream(work: Workspace, name: str) -> Iterator[Run]:
     yield place.run(name)
 
 
-def _write(run: Run, folder: Path, *, with_weights: bool) -> None:
+def _write(run: Run, folder: Path) -> None:
     work = _fresh(folder)
-    for source in (p for p in sorted(run.folder.rglob("*")) if p.is_file()):
-        name = source.relative_to(run.folder)
-        if name.as_posix() in RECORDS or (with_weights and source.suffix in (".safetensors", ".json")):
-            (work / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, work / name)
+    for name in (name for name in RECORDS if (run.folder / name).exists()):
+        shutil.copyfile(run.folder / name, work / name)
     if (run.folder / "scores.parquet").exists():
         save_file({"score": run.scores["score"].to_numpy()}, work / SCORES)
+    if weights := sorted(f.relative_to(run.folder).as_posix() for f in run.folder.rglob("*.safetensors")):
+        Run(work).write_json(WITHOUT_WEIGHTS.removesuffix(".json"), weights)
     seal(work, folder)
 
 

@@ -33,6 +33,8 @@ from sellarec.errors import SellarecError
 MANIFEST = "manifest.json"
 SCRATCH = "scratch-"
 FAILURE = "failure.txt"
+WITHOUT_WEIGHTS = "without_weights.json"
+"""Names the files that a run was published without."""
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,20 @@ class Run:
     def tensors(self, name: str) -> dict[str, np.ndarray]:
         return load_file(self.weights(f"{name}.safetensors"))
 
+    @property
+    def has_weights(self) -> bool:
+        """False of a run that was published without them."""
+        return not (self.folder / WITHOUT_WEIGHTS).exists()
+
     def weights(self, name: str) -> Path:
         """A file or folder of weights.
 
         Raises:
-            SellarecError: it is not there: the run was published without it.
+            SellarecError: the run was published without them.
         """
-        path = self.folder / name
-        if not path.exists():
-            raise SellarecError(
-                f"{path} is not there: this run was published without its weights. {_advice(self.folder)}"
-            )
-        return path
+        if not self.has_weights:
+            raise SellarecError(f"{self.folder} was published without its weights. {_advice(self.folder)}")
+        return self.folder / name
 
     # Of several processes at one run only the first one writes.
 
@@ -131,8 +135,14 @@ class Run:
                 out.write(json.dumps(_plain(entry)) + "\n")
 
 
-def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None]) -> Run:
-    """The finished run of a key; computed first if it is not there.
+def is_there(root: Path, key: RunKey, *, whole: bool = False) -> bool:
+    """Whether the run of a key is in the store, if `whole` with its weights."""
+    folder = key.folder(root)
+    return folder.exists() and (not whole or Run(folder).has_weights)
+
+
+def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None], *, whole: bool = False) -> Run:
+    """The finished run of a key; computed first if it is not there, or `whole` and it has no weights.
 
     An interrupted computation keeps its work folder, which `compute` finds again and may go on from.
 
@@ -140,11 +150,11 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None]) -> Run:
         SellarecError: the stored run is damaged.
     """
     folder, work = key.folder(root), _work_folder(root, key)
-    if agreed(folder.exists()):
+    if agreed(is_there(root, key, whole=whole)):
         return open_run(folder)
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(work.with_suffix(".lock")) if is_main() else nullcontext():
-        if not agreed(folder.exists()):
+        if not agreed(is_there(root, key, whole=whole)):
             run = Run(work)
             run.write_json("config", _description(key, _code_so_far(work)))
             if is_main():
@@ -165,8 +175,11 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None]) -> Run:
 
 
 def seal(work: Path, folder: Path) -> None:
-    """Turn a work folder into a whole run: its manifest is written, and it is moved to its place in one step."""
+    """Turn a work folder into a whole run: its manifest is written, and it is moved to its place in one step, which a
+    run without weights leaves to it."""
     Run(work).write_json("manifest", {"files": _hashes(work)})
+    if not Run(folder).has_weights:
+        shutil.rmtree(folder)
     os.replace(work, folder)
 
 

@@ -196,7 +196,7 @@ def _clouds(
 def _clouds_of(
     work: Workspace, mf: torch.nn.Module, projection: torch.nn.Module, semantic: torch.nn.Embedding, items: torch.Tensor
 ) -> Clouds:
-    distilled = work.run("semantic").tensors("semantic")["semantic"]
+    distilled = work.whole("semantic").tensors("semantic")["semantic"]
     with torch.inference_mode():
         projected = projection(mf.item_features(items.to(semantic.weight.device))).cpu().numpy()
     chosen = items.numpy()

@@ -75,8 +75,10 @@ def resume_lora(lm: LanguageModel, folder: Path, *, checkpointing: bool = False)
 
 
 def save_lora(lm: LanguageModel, folder: Path) -> None:
-    """Write the adapter as safetensors, without any copy of the embeddings."""
+    """Write the adapter as safetensors, without any copy of the embeddings, and without the path of the backbone."""
     if is_main():
+        for config in lm.model.peft_config.values():
+            config.base_model_name_or_path = Path(config.base_model_name_or_path or "").name
         lm.model.save_pretrained(folder, save_embedding_layers=False)
 
 

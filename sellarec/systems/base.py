@@ -20,7 +20,7 @@ from sellarec.data.open import open_dataset
 from sellarec.distributed import agreed, is_main, wait, world
 from sellarec.errors import SellarecError
 from sellarec.evaluation import metrics
-from sellarec.runs import Run, RunKey, ensure_run, is_begun, last_failure
+from sellarec.runs import Run, RunKey, ensure_run, is_begun, is_there, last_failure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Workspace:
             return self.base_model
         if parent and parent._key(stage1).digest == self._key(stage1).digest:
             return parent.tuned_model
-        return merge_lora(self.fresh_model(), self.run("tallrec").weights("adapter"))
+        return merge_lora(self.fresh_model(), self.whole("tallrec").weights("adapter"))
 
     def run(self, name: str) -> Run:
         """The finished run of a system; it and what it needs are computed if they are missing."""
@@ -119,15 +119,27 @@ class Workspace:
 
         return self._runs.get(name) or self.run_of(find_system(name))
 
+    def whole(self, name: str) -> Run:
+        """As `run`, with the run's weights: one that was published without them is computed again in its place."""
+        from sellarec.systems.registry import find_system
+
+        if not self.run(name).has_weights:
+            self._runs[name] = self._ensure(find_system(name), whole=True)
+        return self._runs[name]
+
     def run_of(self, system: System) -> Run:
         """As `run`, also for a step that is not in the registry, such as an analysis."""
         if system.name not in self._runs:
-            place = self.variant(system.changes)
-            key = place._key(system)
-            if not self.computes and not key.folder(self.root).exists():
-                raise SellarecError(f"{system.label} is not in the run store {self.root}; nothing computes it here.")
-            self._runs[system.name] = ensure_run(self.root, key, lambda run: place._compute(system, run))
+            self._runs[system.name] = self._ensure(system)
         return self._runs[system.name]
+
+    def _ensure(self, system: System, *, whole: bool = False) -> Run:
+        place = self.variant(system.changes)
+        key = place._key(system)
+        if not self.computes and not is_there(self.root, key, whole=whole):
+            what = "'s weights are not" if whole else " is not"
+            raise SellarecError(f"{system.label}{what} in the run store {self.root}; nothing computes it here.")
+        return ensure_run(self.root, key, lambda run: place._compute(system, run), whole=whole)
 
     def test_scores(self, name: str) -> np.ndarray:
         """A system's probabilities of the scored test rows, in the order of `part("test")`, shape (n,), float32."""

@@ -36,7 +36,7 @@ def tune_further(work: Workspace, run: Run, tokenize: Tokenize, label: str, soft
     """Train on stage 3's rows, as stage 1 was trained but slower, and save the adapter. `soft` is as in `TextModel`."""
     config = dataclasses.replace(work.config.stage1, rows=None, learning_rate=LEARNING_RATE)
     lm = resume_lora(
-        work.fresh_model(), work.run("tallrec").weights("adapter"), checkpointing=work.config.lora.checkpointing
+        work.fresh_model(), work.whole("tallrec").weights("adapter"), checkpointing=work.config.lora.checkpointing
     )
     chosen, valid = stage3_rows(work), work.part("valid")
     rows = chosen.index.to_numpy()
