@@ -194,7 +194,7 @@ def _run(argv: list[str]) -> None:
     if options.system in TABLES:
         return _run_table(work, options.system, options.seeds)
     find_system(options.system)
-    run = work.run(options.system)
+    run = work.whole(options.system)
     if (run.folder / "metrics.json").exists():
         for name, found in run.metrics["test"].items():
             scores = f"AUC {_four(found['auc'])}  UAUC {_four(found['uauc'])}"

@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from sellarec.analysis import alignment
 from sellarec.config import make_config
+from sellarec.published import adopt, publish
 from sellarec.systems.base import Workspace
 from tests.conftest import SMALL
 
@@ -68,6 +69,17 @@ def test_every_page_opens_without_an_error(page, name, title):
     app = page(name)
     assert not app.exception and not app.error
     assert [t.value for t in app.title] == [title]
+
+
+def test_over_published_runs_tables_stand_and_the_model_is_named_with_what_to_do(page, store, tmp_path):
+    publish(store, tmp_path / "published")
+    adopt(Workspace(store.config, tmp_path / "runs"), tmp_path / "published")
+    for name in ("overview", "disagreements"):
+        app = page(name, runs=tmp_path / "runs")
+        assert not app.exception and not app.error
+    for name in ("user_item", "why"):
+        app = page(name, runs=tmp_path / "runs")
+        assert not app.exception and "sellarec run sella" in words(app)
 
 
 def test_an_empty_store_is_explained_with_the_command_and_nothing_is_computed(page, tmp_path):

@@ -114,8 +114,8 @@ class Explorer:
 
     def __init__(self, work: Workspace) -> None:
         self.work, self.dataset = work, work.dataset
-        self._lm = work.tuned_model
-        self._soft = load_soft_tokens(work, work.whole("sella"))
+        run = work.whole("sella")
+        self._lm, self._soft = work.tuned_model, load_soft_tokens(work, run)
         self.tokens = phases(work.config.stage3)[-1][0]
         self._prefixes: dict[tuple[int, ...], object] = {}
         self._writers: dict[tuple[str, ...], PromptWriter] = {}

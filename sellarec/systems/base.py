@@ -137,8 +137,10 @@ class Workspace:
         place = self.variant(system.changes)
         key = place._key(system)
         if not self.computes and not is_there(self.root, key, whole=whole):
-            what = "'s weights are not" if whole else " is not"
-            raise SellarecError(f"{system.label}{what} in the run store {self.root}; nothing computes it here.")
+            if whole:
+                way = f"Compute them with: sellarec run {system.name}, with these settings."
+                raise SellarecError(f"{system.label} was published without its weights. {way}")
+            raise SellarecError(f"{system.label} is not in the run store {self.root}; nothing computes it here.")
         return ensure_run(self.root, key, lambda run: place._compute(system, run), whole=whole)
 
     def test_scores(self, name: str) -> np.ndarray:
