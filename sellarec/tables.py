@@ -175,7 +175,7 @@ def with_titles(work: Workspace, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def provenance_table(work: Workspace, systems: Sequence[str]) -> pd.DataFrame:
-    """Where each number comes from: the run's folder, key, data hash and code version."""
+    """Where each number comes from: the run's folder, key, data hash and code version; and if its weights are there."""
     lines = []
     for name in systems:
         run = work.run(name)
@@ -186,6 +186,7 @@ def provenance_table(work: Workspace, systems: Sequence[str]) -> pd.DataFrame:
                 "data": run.config["data_hash"][:12],
                 "code": run.config["code"],
                 "torch": run.config["versions"]["torch"],
+                "weights": "in the folder" if run.has_weights else "not published",
             }
         )
     return pd.DataFrame(lines).set_index("system").rename_axis(None)
