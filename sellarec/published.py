@@ -63,8 +63,7 @@ def _with_upstream(work: Workspace, name: str) -> Iterator[Run]:
 
 def _write(run: Run, folder: Path) -> None:
     work = _fresh(folder)
-    for name in (name for name in RECORDS if (run.folder / name).exists()):
-        shutil.copyfile(run.folder / name, work / name)
+    _copy_records(run, work)
     if (run.folder / "scores.parquet").exists():
         save_file({"score": run.scores["score"].to_numpy()}, work / SCORES)
     if weights := sorted(f.relative_to(run.folder).as_posix() for f in run.folder.rglob("*.safetensors")):
@@ -89,9 +88,7 @@ def adopt(work: Workspace, source: Path) -> list[Path]:
 
 
 def _adopt_one(work: Workspace, published: Run) -> Path | None:
-    key = RunKey(**{name: published.config[name] for name in RunKey.__dataclass_fields__})
-    if (key.dataset, key.digest) != (work.dataset.name, published.config["key"]):
-        raise SellarecError(f"{published.folder}: its settings do not give its key; it was changed.")
+    key = _key_of(work, published)
     if key.data_hash != work.dataset.hash:
         raise SellarecError(
             f"{published.folder} was computed from other data: its interactions have the hash {key.data_hash[:12]}, "
@@ -101,11 +98,28 @@ def _adopt_one(work: Workspace, published: Run) -> Path | None:
     if folder.exists():
         return None
     copy = _fresh(folder)
-    shutil.copytree(published.folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, SCORES))
+    _copy_records(published, copy)
     if (published.folder / SCORES).exists():
         Run(copy).save_table("scores", _with_rows(work, published))
     seal(copy, folder)
     return folder
+
+
+def _key_of(work: Workspace, published: Run) -> RunKey:
+    config = published.config
+    try:
+        key = RunKey(**{name: config[name] for name in RunKey.__dataclass_fields__})
+        honest = isinstance(key.seed, int) and (key.dataset, key.digest) == (work.dataset.name, config["key"])
+    except (KeyError, TypeError) as error:
+        raise SellarecError(f"{published.folder / 'config.json'} does not describe a run: {error}") from error
+    if not honest:
+        raise SellarecError(f"{published.folder}: its settings do not give its key; it was changed.")
+    return key
+
+
+def _copy_records(run: Run, folder: Path) -> None:
+    for name in (name for name in RECORDS if (run.folder / name).is_file()):
+        shutil.copyfile(run.folder / name, folder / name)
 
 
 def _with_rows(work: Workspace, published: Run) -> pd.DataFrame:
@@ -122,15 +136,18 @@ def _with_rows(work: Workspace, published: Run) -> pd.DataFrame:
         raise SellarecError(f"{published.folder}: {len(score):,} scores for {len(rows):,} rows of your data.")
     rows = rows.assign(score=score)
     for split, part in parts.items():
-        found = metrics(part, rows.loc[part.index, "score"].to_numpy())
-        for slice_, values in published.metrics[split].items():
-            for name, value in values.items():
-                if not np.isclose(found[slice_][name], np.nan if value is None else value, atol=1e-9, equal_nan=True):
-                    raise SellarecError(
-                        f"{published.folder}: {name} of its {split} rows ({slice_}) is {found[slice_][name]:.6f} "
-                        f"with your data and {value} as published."
-                    )
+        _compare(published, split, metrics(part, rows.loc[part.index, "score"].to_numpy()))
     return rows.rename_axis("row").reset_index()
+
+
+def _compare(published: Run, split: str, found: dict[str, dict[str, float]]) -> None:
+    for part, name in ((part, name) for part, values in found.items() for name in values):
+        said = published.metrics.get(split, {}).get(part, {}).get(name)
+        if not np.isclose(found[part][name], np.nan if said is None else said, rtol=0, atol=1e-9, equal_nan=True):
+            raise SellarecError(
+                f"{published.folder}: {name} of its {split} rows ({part}) is {found[part][name]:.6f} with your data "
+                f"and {said} as published."
+            )
 
 
 def _fresh(folder: Path) -> Path:

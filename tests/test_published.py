@@ -12,7 +12,7 @@ from sellarec.cli import main
 from sellarec.config import change_config
 from sellarec.errors import SellarecError
 from sellarec.published import SCORES, adopt, publish
-from sellarec.runs import seal
+from sellarec.runs import RunKey, seal
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import find_system
 from sellarec.tables import overall_table
@@ -81,14 +81,19 @@ def test_scores_of_other_data_are_refused(small_workspace, published, tmp_path):
         adopt(elsewhere(small_workspace, tmp_path, **{"data.domain": "song"}), published[0])
 
 
-@pytest.mark.parametrize("change", ["scores", "fewer", "settings", "file"])
+@pytest.mark.parametrize("change", ["scores", "fewer", "settings", "seed", "empty", "file"])
 def test_a_changed_run_is_refused(small_workspace, published, tmp_path, change):
     shutil.copytree(published[0], tmp_path / "copy")
     folder = of_system(tmp_path / "copy", "mf")
-    if change == "settings":
+    if change in ("settings", "seed", "empty"):
         config = json.loads((folder / "config.json").read_text())
-        config["settings"]["mf"]["dim"] = 7
-        (folder / "config.json").write_text(json.dumps(config))
+        if change == "settings":
+            config["settings"]["mf"]["dim"] = 7
+        else:
+            config["seed"] = "../../../outside"
+        key = RunKey(**{name: config[name] for name in RunKey.__dataclass_fields__})
+        config["key"] = key.digest if change == "seed" else config["key"]
+        (folder / "config.json").write_text("{}" if change == "empty" else json.dumps(config))
     elif change == "file":
         (folder / "metrics.json").write_text("{}")
     else:
@@ -102,6 +107,8 @@ def test_a_changed_run_is_refused(small_workspace, published, tmp_path, change):
         "scores": "with your data and .* as published",
         "fewer": "scores for",
         "settings": "do not give its key",
+        "seed": "do not give its key",
+        "empty": "does not describe a run",
         "file": "was changed",
     }
     with pytest.raises(SellarecError, match=expected[change]):
