@@ -123,9 +123,10 @@ class Workspace:
         """As `run`, with the run's weights: one that was published without them is computed again in its place."""
         from sellarec.systems.registry import find_system
 
-        if not self.run(name).has_weights:
-            self._runs[name] = self._ensure(find_system(name), whole=True)
-        return self._runs[name]
+        run = self.run(name)
+        if not run.has_weights:
+            run = self._runs[name] = self._ensure(find_system(name), whole=True)
+        return run
 
     def run_of(self, system: System) -> Run:
         """As `run`, also for a step that is not in the registry, such as an analysis."""
