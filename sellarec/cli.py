@@ -284,7 +284,7 @@ def _publish(argv: list[str]) -> None:
 
 def _adopt(argv: list[str]) -> None:
     options = _parse(AdoptCommand, argv, "sellarec adopt")
-    from sellarec.published import adopt
+    from sellarec.published import adopt, other_formats
     from sellarec.systems.base import Workspace
 
     work = Workspace(options.config, options.runs)
@@ -292,6 +292,10 @@ def _adopt(argv: list[str]) -> None:
     for folder in adopted:
         print(folder)
     print(f"{len(adopted)} runs were not in {options.runs} yet; their metrics are those of your data")
+    for other in other_formats(work, adopted):
+        print(
+            f"Here {work.base_dtype} would be chosen. To see runs in {other}, add --dtype {other} to the next commands."
+        )
 
 
 def _plan(argv: list[str]) -> None:

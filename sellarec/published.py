@@ -87,6 +87,11 @@ def adopt(work: Workspace, source: Path) -> list[Path]:
     return [folder for folder in (_adopt_one(work, open_run(path)) for path in found) if folder]
 
 
+def other_formats(work: Workspace, folders: list[Path]) -> list[str]:
+    """The number formats of runs that the workspace's settings do not ask for: its tables would not find these."""
+    return sorted({Run(f).config["settings"].get("dtype") for f in folders} - {None, work.base_dtype})
+
+
 def _adopt_one(work: Workspace, published: Run) -> Path | None:
     key = _key_of(work, published)
     if key.data_hash != work.dataset.hash:

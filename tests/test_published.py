@@ -9,10 +9,11 @@ from safetensors.numpy import load_file, save_file
 
 from sellarec.analysis.what_if import Explorer
 from sellarec.cli import main
-from sellarec.config import change_config
+from sellarec.config import change_config, make_config
+from sellarec.data import sources
 from sellarec.errors import SellarecError
-from sellarec.published import SCORES, adopt, publish
-from sellarec.runs import RunKey, seal
+from sellarec.published import RECORDS, SCORES, adopt, other_formats, publish
+from sellarec.runs import MANIFEST, RunKey, open_run, seal
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import find_system
 from sellarec.tables import overall_table
@@ -120,6 +121,13 @@ def test_where_nothing_was_published_is_said(small_workspace, tmp_path):
         adopt(elsewhere(small_workspace, tmp_path), tmp_path / "nowhere")
 
 
+def test_runs_in_another_number_format_than_this_machine_chooses_are_named(small_workspace, published, tmp_path):
+    adopted = adopt(same := elsewhere(small_workspace, tmp_path), published[0])
+    other = "float32" if same.base_dtype == "bfloat16" else "bfloat16"
+    assert other_formats(same, adopted) == []
+    assert other_formats(elsewhere(small_workspace, tmp_path, dtype=other), adopted) == [same.base_dtype]
+
+
 def test_the_two_commands(planted_table, tmp_path, capsys):
     def command(*words):
         main([*words, "--dataset", str(planted_table), "--profile", "smoke"])
@@ -133,3 +141,24 @@ def test_the_two_commands(planted_table, tmp_path, capsys):
     assert said[-1].startswith("1 runs")
     scores = [next((tmp_path / r).rglob("scores.parquet")) for r in ("runs", "other")]
     pd.testing.assert_frame_equal(*map(pd.read_parquet, scores))
+
+
+PUBLISHED = Path(__file__).resolve().parents[1] / "reports" / "published"
+
+
+def test_the_runs_that_this_repository_publishes_are_whole_and_hold_no_table():
+    folders = [path.parent for path in PUBLISHED.rglob(MANIFEST)]
+    assert folders
+    for folder in folders:
+        run = open_run(folder)
+        assert {p.name for p in folder.iterdir()} <= {*RECORDS, SCORES, MANIFEST}
+        assert not Path(run.config["backbone"]).is_absolute()
+        assert not (folder / SCORES).exists() or list(load_file(folder / SCORES)) == ["score"]
+
+
+def test_the_published_metrics_are_those_of_movielens_1m(ml_1m_folder, tmp_path):
+    sources.fetch("ml-1m", ml_1m_folder)
+    work = Workspace(make_config("quick", "ml-1m", dtype="bfloat16"), tmp_path, computes=False)
+    adopted = adopt(work, PUBLISHED)
+    assert len(adopted) == len(list(PUBLISHED.glob(f"ml-1m/*/*/*/{MANIFEST}")))
+    assert work.is_done("sella") and overall_table(work, ("counting",))["auc"].item() == pytest.approx(0.7317, abs=5e-5)
