@@ -186,7 +186,7 @@ def provenance_table(work: Workspace, systems: Sequence[str]) -> pd.DataFrame:
                 "data": run.config["data_hash"][:12],
                 "code": run.config["code"],
                 "torch": run.config["versions"]["torch"],
-                "weights": "in the folder" if run.has_weights else "not published",
+                "weights": "" if run.has_weights else "not published",
             }
         )
     return pd.DataFrame(lines).set_index("system").rename_axis(None)
