@@ -101,7 +101,7 @@ def map_figure(points: pd.DataFrame, note: str = "") -> go.Figure:
     figure.update_layout(
         margin_t=140,
         legend={"orientation": "h", "y": -0.05},
-        updatemenus=[{"buttons": menu, "x": 1, "xanchor": "right", "y": -0.05, "yanchor": "top"}],
+        updatemenus=[{"buttons": menu, "x": 1, "xanchor": "right", "y": -0.05, "yanchor": "top", "direction": "up"}],
     )
     return titled(figure, "Do titles and behaviour meet?", note)
 
