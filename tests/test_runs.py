@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from sellarec.backbone.loading import identity
 from sellarec.errors import SellarecError
 from sellarec.runs import Run, RunKey, ensure_run, open_run
 
@@ -80,3 +81,15 @@ def test_a_changed_missing_or_added_file_is_noticed_and_named(tmp_path, damage):
         path.write_text(json.dumps({})[:1])
     with pytest.raises(SellarecError, match=path.name):
         ensure_run(tmp_path, key(), compute)
+
+
+def test_large_weights_are_told_apart_by_blocks_from_the_first_to_the_last_byte(tmp_path):
+    path = tmp_path / "model.safetensors"
+    content = np.zeros(80 * 2**20, dtype=np.uint8)
+    found = []
+    for changed in (0, len(content) - 1, 0):
+        content[:] = 0
+        content[changed] = 1
+        content.tofile(path)
+        found.append(identity(str(tmp_path)))
+    assert found[0] == found[2] != found[1]
