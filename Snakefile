@@ -1,6 +1,6 @@
 """Many runs over the same `sellarec run`: systems x seeds x datasets x backbones, here or on a cluster.
 
-    pip install snakemake
+    pip install -e ".[snakemake]"
     snakemake -j 2 --config systems=counting,mf,mf_bias seeds=0,1,2 datasets=ml-100k,ml-1m
     snakemake -j 20 --executor slurm --default-resources slurm_partition=gpu     # pip install snakemake-executor-plugin-slurm
 
