@@ -1,4 +1,4 @@
-"""The Snakefile with two jobs, one of which fails. Needs snakemake, which is no dependency."""
+"""The Snakefile with two jobs, one of which fails. Needs the extra of that name."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-pytest.importorskip("snakemake", reason="snakemake is not installed: pip install snakemake")
+pytest.importorskip("snakemake", reason="snakemake is not installed: pip install -e '.[snakemake]'")
 
 
 @pytest.fixture
