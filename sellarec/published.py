@@ -21,9 +21,7 @@ from sellarec.evaluation import metrics
 from sellarec.runs import MANIFEST, WITHOUT_WEIGHTS, Run, RunKey, open_run, seal
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import SYSTEMS, find_system
-
-SEEDS = range(10)
-"""Seeds that are looked for in the store."""
+from sellarec.tables import SEEDS
 
 RECORDS = ("config.json", "metrics.json", "log.jsonl", WITHOUT_WEIGHTS)
 SCORES = "scores.safetensors"

@@ -392,5 +392,7 @@ def test_a_run_belongs_to_the_weights_of_a_local_backbone_wherever_they_lie(plan
     save_file(tensors, path, metadata={"format": "pt"})
     assert zero_shot(path.parent) != first
     shutil.rmtree(path.parent)
+    config = make_config("smoke", str(planted_table), backbone=str(path.parent), **SMALL)
+    assert Workspace(config, tmp_path / "runs").run("counting").metrics  # needs no backbone
     with pytest.raises(SellarecError, match="no such file or folder"):
         zero_shot(path.parent)

@@ -165,20 +165,19 @@ class Workspace:
         return all(place.is_done(n) for n in system.needs) and place._key(system).folder(self.root).exists()
 
     def _key(self, system: System) -> RunKey:
-        backbone, fingerprint = self._backbone
         settings = system.settings(self.config)  # before the upstream runs: a typo should not cost hours
         shared: dict[str, Any] = {"data": self.config.data}
         if system.version > 1:
             shared["version"] = system.version
         if system.uses_backbone:
             shared["dtype"] = self.base_dtype
-            if fingerprint:
-                shared["weights"] = fingerprint
+            if self._backbone[1]:
+                shared["weights"] = self._backbone[1]
         if system.score:
             shared["evaluation"] = self.config.evaluation
         return RunKey(
             dataset=self.dataset.name,
-            backbone=backbone if system.uses_backbone else "no-llm",
+            backbone=self._backbone[0] if system.uses_backbone else "no-llm",
             system=system.name,
             seed=self.config.seed if system.uses_seed else 0,
             settings=_as_dict(shared | settings),
@@ -188,6 +187,7 @@ class Workspace:
 
     @cached_property
     def _backbone(self) -> tuple[str, str | None]:
+        """Name and fingerprint, see `identity`."""
         parent = self._parent
         same = parent and parent.config.backbone == self.config.backbone
         return parent._backbone if same else identity(self.config.backbone)
