@@ -19,7 +19,7 @@ from tqdm import tqdm
 from sellarec.backbone.cost import Cost, forward_cost, training_cost
 from sellarec.backbone.engine import TOKEN_BUDGET
 from sellarec.backbone.language_model import NO_SPLIT_IN_4_BITS, TokenRow, wrap_language_model
-from sellarec.backbone.loading import Placement, load_shape
+from sellarec.backbone.loading import Placement, load_shape, reading_dtype
 from sellarec.backbone.lora import lora_config
 from sellarec.config import Config, change_config
 from sellarec.data.dataset import sample_rows
@@ -55,14 +55,23 @@ class Step:
         rows: How many prompts it computes, validation included.
         tokens: Tokens of these that go through the model, padding left out.
         operations: Floating-point operations, of all processes together.
-        memory: Bytes at the peak, of each process.
+        weights: Bytes of the frozen backbone that each process holds.
+        trained: Bytes of what is trained, with its gradients and the optimizer's moments.
+        activations: Bytes of what a batch keeps and works with.
     """
 
     name: str
-    rows: int
-    tokens: int
-    operations: float
-    memory: float
+    rows: int = 0
+    tokens: int = 0
+    operations: float = 0.0
+    weights: float = 0.0
+    trained: float = 0.0
+    activations: float = 0.0
+
+    @property
+    def memory(self) -> float:
+        """Bytes at the peak, of each process."""
+        return RUNTIME + self.weights + self.trained + self.activations
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ def _plan_with(shape: Shape, config: Config) -> Plan:
     # each beginning is computed once; without the kept ones every step computes them for itself
     alone = machine.device == "cpu" and machine.processes == 1
     kept = alone and shape.kept_bytes(valid + test + rows) <= config.prefix_gib * GIB
-    steps = []
+    steps = [shape.reading()]
     if config.lora.rank:
         tuned = _budget(config.stage1.rows, train) * config.stage1.epochs
         cost = shape.checkpointed if config.lora.checkpointing else shape.stage1
@@ -181,6 +190,13 @@ class Shape:
         other.split = split
         return other
 
+    def reading(self) -> Step:
+        """All weights before they are cast. A GPU gets them as it will hold them."""
+        held = self._weights()
+        if self.machine.device == "cpu":
+            held = max(held, self.parameters * reading_dtype(self.config, "cpu", self.machine.dtype).itemsize)
+        return Step("reading the weights", weights=held)
+
     def training(
         self,
         name: str,
@@ -197,9 +213,9 @@ class Shape:
         together = -(-config.batch // max(1, config.accumulate // processes))
         activations = cost(*_whole_numbers(lengths.max(axis=0))).kept * -(-together // processes)
         # 16 bytes a trained parameter: itself, its gradient, two moments; 4 more where gradients travel
-        memory = self._weights() + (16 if processes == 1 else 20) * trained + self.work * activations
-        tokens = lengths[:, int(kept) :].sum(axis=1).mean()
-        return Step(name, rows, round(rows * tokens), rows * per_row, self._peak(memory))
+        held = (16 if processes == 1 else 20) * trained
+        tokens = round(rows * lengths[:, int(kept) :].sum(axis=1).mean())
+        return Step(name, rows, tokens, rows * per_row, self._weights(), held, self.work * activations)
 
     def scoring(self, name: str, rows: int, lengths: np.ndarray, kept: bool = False) -> Step:
         """A scoring step's needs, as if no two rows shared a prefix; with `kept` it is there already."""
@@ -210,8 +226,8 @@ class Shape:
         if kept:
             operations -= self.whole(forward_cost, self._plain, round(lengths[:, 0].mean())).operations
             mean = lengths[:, 1].mean()
-        memory = self._peak(self._weights() + self.work * at_work)
-        return Step(name, rows, round(rows * mean), rows * operations, memory)
+        held = self._weights()
+        return Step(name, rows, round(rows * mean), rows * operations, held, activations=self.work * at_work)
 
     def stage1(self, prefix: int, suffix: int) -> Cost:
         return self.whole(training_cost, self._adapted, 0, prefix + suffix, False)
@@ -251,11 +267,6 @@ class Shape:
         if self.split:
             whole += self.of_layer * (2 - self.layers * (1 - 1 / self.machine.processes))
         return whole * self.machine.dtype.itemsize + self.in_4_bits * NF4_BYTES
-
-    def _peak(self, working: float) -> float:
-        """On a CPU weights are read, and adapters merged, in float32."""
-        reading = self.parameters * 4 if self.machine.device == "cpu" else 0
-        return RUNTIME + max(working, reading)
 
     def _count(self, models: dict[int, nn.Module], which: Callable[[nn.Parameter], bool]) -> int:
         one = sum(p.numel() for p in models[1].parameters() if which(p))
@@ -309,16 +320,31 @@ def described(plan: Plan, backbone: str) -> str:
         f"{of.rate / 1e12:.3g} x 10^12 operations/s in large matrix products; "
         f"{SHARE:.0%} of that is expected",
         "",
-        f"{'':22}{'rows':>10}{'tokens':>14}{'10^12 op.':>12}{'GiB':>7}{'time':>10}",
+        f"{'':22}{'rows':>8}{'tokens':>12}{'10^12 op.':>12}{'time':>10}{'GiB':>8}"
+        f"{'weights':>9}{'trained':>9}{'batch':>8}",
     ]
-    total = Step("together", 0, 0, sum(s.operations for s in plan.steps), plan.memory)
-    for step in (*plan.steps, total):
-        rows, tokens = (f"{n:,}" if n else "" for n in (step.rows, step.tokens))
-        clock = tqdm.format_interval(plan.seconds(step))
-        lines.append(
-            f"{step.name:22}{rows:>10}{tokens:>14}{step.operations / 1e12:12,.1f}{step.memory / GIB:7.1f}{clock:>10}"
-        )
+    for step in plan.steps:
+        parts = _gib(step.weights, 9) + _gib(step.trained, 9) + _gib(step.activations, 8)
+        lines.append(_line(plan, step) + parts)
+    together = Step("together", operations=sum(s.operations for s in plan.steps))
+    lines += [
+        _line(plan, together)[:-8] + _gib(plan.memory, 8),
+        "",
+        f"GiB: the peak of each process. Weights of the backbone; what is trained, its gradients and the optimizer's "
+        f"moments; what a\nbatch keeps and works with; and {RUNTIME / GIB:.1f} of the interpreter and its libraries.",
+    ]
     return "\n".join(lines)
+
+
+def _line(plan: Plan, step: Step) -> str:
+    rows, tokens = (f"{n:,}" if n else "" for n in (step.rows, step.tokens))
+    done = step.operations
+    work, clock = (f"{done / 1e12:,.1f}", tqdm.format_interval(plan.seconds(step))) if done else ("", "")
+    return f"{step.name:22}{rows:>8}{tokens:>12}{work:>12}{clock:>10}{_gib(step.memory, 8)}"
+
+
+def _gib(size: float, width: int) -> str:
+    return f"{size / GIB:{width}.2f}"
 
 
 def refusal(plan: Plan, change: dict[str, object] | None) -> SellarecError:

@@ -343,6 +343,24 @@ def test_merged_adapter_equals_base_plus_its_product(backbone, tmp_path):
     assert (tmp_path / "adapter_model.safetensors").stat().st_size < 20_000
 
 
+def test_an_adapter_is_merged_in_float32_and_rounded_once(backbone, tmp_path):
+    start = open_language_model(str(backbone), "bfloat16")
+    halves = start.placement.cast(start.model)
+    halves.save_pretrained(tmp_path / "halves")
+    start.tokenizer.save_pretrained(tmp_path / "halves")
+    lm = add_lora(start, LoraSettings(rank=2), seed=0)
+    with torch.no_grad():
+        for name, p in lm.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.02, generator=torch.Generator().manual_seed(3))
+    save_lora(lm, tmp_path / "adapter")
+    exact = merge_lora(open_language_model(str(tmp_path / "halves"), "float32"), tmp_path / "adapter")
+    rounded = merge_lora(open_language_model(str(tmp_path / "halves"), "bfloat16"), tmp_path / "adapter")
+    weights = dict(rounded.model.named_parameters())
+    for name, weight in exact.model.named_parameters():
+        assert weight.dtype == torch.float32 and torch.equal(weights[name], weight.bfloat16()), name
+
+
 def test_an_adapter_that_changes_nothing_is_refused(backbone, tmp_path):
     lm = add_lora(open_language_model(str(backbone), "float32"), LoraSettings(), seed=0)
     save_lora(lm, tmp_path)

@@ -84,7 +84,13 @@ def test_a_plan_counts_parameters_rows_and_tokens(planned, deep):
     assert steps["stage 1, LoRA"].rows == work.config.stage1.rows == 32
     assert steps["stage 3, scoring"].rows == len(work.part("valid")) + len(work.part("test"))
     assert steps["distilling items"].rows == work.dataset.n_items
+    reading, *computing = found.steps
+    assert reading.name == "reading the weights" and reading.weights == 4 * found.parameters and not reading.operations
+    assert steps["stage 1, LoRA"].trained == 16 * found.adapter
     for step in found.steps:
+        assert step.memory == plan.RUNTIME + step.weights + step.trained + step.activations
+    for step in computing:
+        assert step.weights == reading.weights and step.activations > 0
         assert step.operations > 2 * 0.9 * step.tokens * weights
         assert found.seconds(step) == step.operations / (plan.SHARE * 1e11)
     assert steps["beginnings of prompts"].rows == steps["stage 3, scoring"].rows + work.config.stage3.rows
@@ -92,8 +98,26 @@ def test_a_plan_counts_parameters_rows_and_tokens(planned, deep):
     assert "beginnings of prompts" not in anew
     for name in ("stage 1, scoring", "stage 3, soft tokens", "stage 3, scoring"):
         assert steps[name].operations < anew[name].operations and steps[name].tokens < anew[name].tokens, name
-    text = plan.described(found, "tiny")
-    assert all(name in text for name in steps) and "together" in text
+    lines = {line[:22].strip(): line[22:].split() for line in plan.described(found, "tiny").splitlines()}
+    tuned = steps["stage 1, LoRA"]
+    assert set(steps) < set(lines) and lines["together"][-1] == f"{found.memory / 2**30:.2f}"
+    parts = (tuned.memory, tuned.weights, tuned.trained, tuned.activations)
+    assert lines["stage 1, LoRA"][-4:] == [f"{part / 2**30:.2f}" for part in parts]
+
+
+def test_weights_are_read_in_float32_unless_the_files_hold_the_working_format(planned, deep, tmp_path):
+    half = dataclasses.replace(machine(), dtype=torch.bfloat16)
+    of_float32 = plan.make_plan(place(planned, deep), half)
+    assert of_float32.steps[0].weights == 4 * of_float32.parameters
+    assert of_float32.steps[1].weights == 2 * of_float32.parameters
+    model = AutoModelForCausalLM.from_pretrained(deep, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    open_language_model(str(deep)).tokenizer.save_pretrained(tmp_path)
+    of_bfloat16 = plan.make_plan(place(planned, tmp_path), half)
+    assert of_bfloat16.steps[0].weights == of_bfloat16.steps[1].weights == 2 * of_bfloat16.parameters
+    for dtype, read in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        assert open_language_model(str(tmp_path), dtype).embedding.weight.dtype == read
+    assert open_language_model(str(deep), "bfloat16").embedding.weight.dtype == torch.float32
 
 
 def test_what_cannot_fit_is_refused_with_the_setting_that_would(planned, deep):
@@ -176,7 +200,7 @@ def test_several_processes_share_the_work_and_split_weights(planned, deep):
     split = plan.make_plan(place(planned, deep, split=True), four)
     weights = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(deep).model.layers.parameters())
     for lone, whole, cut in zip(alone.steps, together.steps, split.steps, strict=True):
-        assert lone.operations == whole.operations == cut.operations
+        assert lone.operations == whole.operations == cut.operations and lone.weights == whole.weights
         assert together.seconds(whole) == alone.seconds(lone) / 4
         # three quarters of the layers are elsewhere, and two of the five are there to compute one
         assert whole.memory - cut.memory == pytest.approx(4 * weights * (3 / 4 - 2 / LAYERS))

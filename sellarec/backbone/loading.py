@@ -88,7 +88,7 @@ def cpu_features() -> dict[str, bool]:
 def load_backbone(
     name: str, placement: Placement, *, on_cpu: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load model and tokenizer from disk or the hub, on a CPU in float32; the caller casts after merging adapters.
+    """Load model and tokenizer from disk or the hub, as `reading_dtype` says; the caller casts after merging adapters.
 
     Args:
         on_cpu: Leave the model in the CPU's memory, whatever the placement says.
@@ -97,7 +97,7 @@ def load_backbone(
         SellarecError: nothing by that name can be loaded, or 4-bit weights need a package; says how to get it.
     """
     # Imported late: it takes seconds, and a report whose runs are all there never needs it.
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -105,15 +105,22 @@ def load_backbone(
     folder = _resolve(name)
     # In bfloat16 on a CPU eager attention's backward was the faster one (7.9 against 6.0 rows/s, SmolLM2-135M).
     attention = "eager" if placement.device.type == "cpu" else "sdpa"
-    dtype = torch.float32 if placement.device.type == "cpu" else placement.dtype
     quantized = _four_bits(placement) if placement.nf4 else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
+        dtype = reading_dtype(AutoConfig.from_pretrained(folder), placement.device.type, placement.dtype)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, **quantized)
     except (OSError, ValueError) as error:
         raise _not_loadable(name, error) from error
     model.requires_grad_(False)
     return (model if placement.nf4 or on_cpu else model.to(placement.device)).eval(), tokenizer
+
+
+def reading_dtype(config: PretrainedConfig, device: str, dtype: torch.dtype) -> torch.dtype:
+    """In what weights are read that will be cast to a working dtype: on a CPU float32, so that adapters are merged
+    before anything is rounded, unless the files hold the working dtype already and nothing is lost.
+    """
+    return dtype if device != "cpu" or config.dtype == dtype else torch.float32
 
 
 def _four_bits(placement: Placement) -> dict[str, object]:

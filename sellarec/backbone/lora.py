@@ -83,9 +83,10 @@ def save_lora(lm: LanguageModel, folder: Path) -> None:
 
 
 def merge_lora(lm: LanguageModel, folder: Path) -> LanguageModel:
-    """Load a saved adapter, fold it into the float32 weights, and cast to the working dtype.
+    """Load a saved adapter, fold it into the weights, and cast to the working dtype.
 
-    Beside 4-bit weights, which could not hold the sum, the adapter stays as it is.
+    Each sum is taken in float32 and rounded once. Beside 4-bit weights, which could not hold it, the adapter stays as
+    it is.
 
     Raises:
         SellarecError: the adapter changes nothing, which means that it did not load.
