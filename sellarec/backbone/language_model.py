@@ -77,7 +77,9 @@ class LanguageModel:
         """Mean norm of the token embeddings: the scale that the first layer is used to."""
         ids = torch.arange(self.embedding.num_embeddings, device=self.placement.device)
         with torch.inference_mode():  # not the weight itself: some families scale what they look up
-            return self.embedding(ids).float().norm(dim=1).mean().item()
+            # in parts: a vocabulary of 150,000 in float32 would be the peak of a whole run
+            norms = [self.embedding(part).float().norm(dim=1) for part in ids.split(4096)]
+            return torch.cat(norms).mean().item()
 
     def tokenize(self, prompt: Prompt, soft_tokens: tuple[str, ...] = (), times: int = 1) -> TokenRow:
         """Token ids of a prompt, cut to `max_tokens` from the front of the prefix.

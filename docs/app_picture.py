@@ -1,0 +1,88 @@
+"""Draw the README's picture of the app over a made-up table: no licensed data may be in a picture of this repository.
+
+    python docs/app_picture.py
+
+Computes SeLLa-Rec and some baselines on silent films with the `smoke` profile (minutes on a CPU), serves the app
+and photographs a page. Needs playwright and a Chromium.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from playwright.sync_api import sync_playwright
+
+PICTURE = Path(__file__).with_name("app-user-item.png")
+SYSTEMS = ("counting", "mf", "mf_bias", "mlp_control", "sella")
+FILMS = {
+    "Comedy": ("The General (1926)", "Sherlock Jr. (1924)", "Safety Last! (1923)", "The Gold Rush (1925)"),
+    "Drama": ("Sunrise (1927)", "The Crowd (1928)", "Battleship Potemkin (1925)", "Greed (1924)", "City Lights (1931)"),
+    "Horror": ("Nosferatu (1922)", "The Cabinet of Dr. Caligari (1920)", "Vampyr (1932)", "The Golem (1920)"),
+    "Sci-Fi": ("Metropolis (1927)", "A Trip to the Moon (1902)", "Woman in the Moon (1929)", "The Lost World (1925)"),
+}
+USERS, RATED, DAY = 24, 15, 86400
+
+
+def made_up_ratings() -> pd.DataFrame:
+    """Ratings of users who each prefer two genres."""
+    random = np.random.default_rng(3)
+    films = [(title, genre) for genre, titles in FILMS.items() for title in titles]
+    rows = []
+    for user in range(1, USERS + 1):
+        preferred = set(random.choice(list(FILMS), 2, replace=False))
+        for n, item in enumerate(random.permutation(len(films))[:RATED]):
+            title, genre = films[item]
+            rating = int(np.clip(random.normal(4.2 if genre in preferred else 2.6, 0.8).round(), 1, 5))
+            rows.append((user, item + 1, title, genre, rating, (20 * n + user) * DAY))
+    return pd.DataFrame(rows, columns=["user", "item", "title", "genres", "rating", "timestamp"])
+
+
+def photograph(address: str) -> None:
+    """Take the user token away from the answer that the page opens with."""
+    chromium = os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
+    still = "() => document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'"
+    with sync_playwright() as play:
+        page = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page(
+            viewport={"width": 1400, "height": 1300}
+        )
+        page.set_default_timeout(120_000)
+        page.goto(address)
+        page.get_by_text("What if?").wait_for()
+        page.get_by_role("button", name="user", exact=True).click()
+        page.get_by_text("log-odds").first.wait_for()
+        page.wait_for_function(still)
+        page.wait_for_timeout(3000)  # charts move into place
+        page.screenshot(path=PICTURE)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        table = Path(scratch) / "silent-films.csv"
+        made_up_ratings().to_csv(table, index=False)
+        settings = ["--dataset", str(table), "--profile", "smoke", "--prompt.history", "3", "--runs", f"{scratch}/runs"]
+        command = [sys.executable, "-m", "sellarec.cli"]
+        for system in SYSTEMS:
+            subprocess.run([*command, "run", system, *settings], check=True)
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        server = subprocess.Popen([*command, "app", *settings, "--port", str(port), "--headless"])
+        try:
+            time.sleep(10)  # until it listens
+            photograph(f"http://localhost:{port}/user_item")
+        finally:
+            server.terminate()
+            server.wait()
+
+
+if __name__ == "__main__":
+    main()
