@@ -1,4 +1,9 @@
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +11,7 @@ import pytest
 from sellarec.backbone.loading import identity
 from sellarec.errors import SellarecError
 from sellarec.runs import Run, RunKey, ensure_run, open_run
+from tests.conftest import SMALL
 
 
 def key(**changes):
@@ -93,3 +99,27 @@ def test_large_weights_are_told_apart_by_blocks_from_the_first_to_the_last_byte(
         content.tofile(path)
         found.append(identity(str(tmp_path)))
     assert found[0] == found[2] != found[1]
+
+
+def test_a_run_of_a_hub_backbone_belongs_to_its_revision(planted_table, llama, tmp_path):
+    settings = [w for k, v in SMALL.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+    words = ["run", "zero_shot", "--dataset", str(planted_table), "--profile", "smoke", *settings]
+    offline = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+
+    def run(backbone):
+        command = [sys.executable, "-m", "sellarec.cli", *words, "--runs", str(tmp_path / "runs")]
+        return subprocess.run(
+            [*command, "--backbone", backbone], env=offline, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    cache = tmp_path / "hub" / "models--someone--tiny"
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(llama, cache / "snapshots" / commit)
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs" / "main").write_text(commit)
+        done = run("someone/tiny")
+        assert done.returncode == 0, done.stderr
+        config = json.loads((Path(done.stdout.splitlines()[-1]) / "config.json").read_text())
+        assert config["settings"]["weights"] == commit
+    missing = run("someone/else")
+    assert missing.returncode == 1 and "backbone 'someone/else' cannot be loaded" in missing.stderr

@@ -172,24 +172,36 @@ def _resolve(name: str) -> str:
 
 
 def identity(name: str) -> tuple[str, str | None]:
-    """What a backbone is called, and a fingerprint of its files if it is a local one: the same folder may hold other
-    weights tomorrow, and the same weights lie elsewhere on another machine. Registered ones are verified when fetched;
-    a hub id is taken at its word.
+    """What a backbone is called, and what tells its weights apart: the same folder or hub id may hold others tomorrow,
+    and the same weights lie elsewhere on another machine. Of a local one that is a fingerprint of its files, of one on
+    the hub the revision; registered ones are verified when fetched.
 
     Raises:
-        SellarecError: a path at which there is nothing.
+        SellarecError: a path at which there is nothing; a hub id that is neither reached nor in the hub's cache.
     """
     path = Path(name)
     if path.is_absolute() and not path.exists():
         raise SellarecError(f"backbone '{name}': no such file or folder.")
-    if name in sources.MODELS or not path.exists():
+    if name in sources.MODELS:
         return name, None
+    if not path.exists():
+        return name, _revision(name)
     files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in WEIGHT_FILES)
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name} {file.stat().st_size}".encode())
         digest.update(_sampled(file))
     return path.name, digest.hexdigest()[:12]
+
+
+def _revision(hub_id: str) -> str:
+    """The commit that a hub id stands for: the hub's cache keeps each in a folder of that name."""
+    from transformers.utils import cached_file
+
+    try:
+        return Path(cached_file(hub_id, "config.json")).parent.name
+    except (OSError, ValueError) as error:
+        raise _not_loadable(hub_id, error) from error
 
 
 def _sampled(file: Path) -> bytes:
