@@ -97,13 +97,21 @@ def _over_seeds(works: Sequence[Workspace], name: str) -> dict[str, float]:
 
 
 def difference_table(
-    work: Workspace, system: str = "sella", systems: Sequence[str] = OVERALL, part: str = "all"
+    work: Workspace,
+    system: str = "sella",
+    systems: Sequence[str] = OVERALL,
+    part: str = "all",
+    *,
+    gains: bool = False,
 ) -> pd.DataFrame:
     """How much better one system is than each other one, with paired 95 % user-bootstrap intervals.
 
+    Args:
+        gains: How much better each other one is than this one instead.
+
     Returns:
-        Indexed by the other system's label: for each metric m: `m`, `m_low`, `m_high`, `m_verdict`. The label of
-        `system` stands in `attrs["label"]`.
+        Indexed by the other system's label: for each metric m: `m`, `m_low`, `m_high`, `m_verdict`. `attrs` say what
+        was taken from what (`of`, `minus`) and whom the verdict is about (`who`).
     """
     bootstrap, mask = _bootstrap(work, part)
     score = work.test_scores(system)[mask]
@@ -112,12 +120,14 @@ def difference_table(
         other = work.test_scores(name)[mask]
         line: dict[str, object] = {"against": find_system(name).label}
         for metric in ("auc", "uauc"):
-            interval = bootstrap.interval(metric, score, other)
+            interval = bootstrap.interval(metric, *((other, score) if gains else (score, other)))
             line |= {metric: interval.value, f"{metric}_low": interval.low, f"{metric}_high": interval.high}
             line[f"{metric}_verdict"] = verdict(interval) if bootstrap.users >= FEWEST_USERS else "too few users"
         lines.append(line)
     table = pd.DataFrame(lines).set_index("against")
-    table.attrs["label"] = find_system(system).label
+    label, others = find_system(system).label, "each other system"
+    of, minus, who = (others, label, "it") if gains else (label, others, label)
+    table.attrs |= {"of": of, "minus": minus, "who": who}
     return table
 
 
@@ -214,7 +224,7 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
             for v, lo, hi in table[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
         ]
         if f"{metric}_verdict" in table:
-            out[f"{metric.upper()}, {table.attrs['label']} is"] = table[f"{metric}_verdict"]
+            out[f"{metric.upper()}, {table.attrs['who']} is"] = table[f"{metric}_verdict"]
         if f"{metric}_paper" in table:
             paper = table[f"{metric}_paper"].astype(float)
             out[f"{metric.upper()}, paper (7B)"] = ["" if np.isnan(v) else f"{v:.4f}" for v in paper]

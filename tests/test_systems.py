@@ -301,6 +301,10 @@ def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, m
     sella, mf = (overall.loc[overall["system"] == n, "auc"].item() for n in ("sella", "mf"))
     assert differences.loc["MF", "auc"] == pytest.approx(sella - mf)
     assert set(differences["auc_verdict"]) <= {"better", "worse", "undecided"}
+    gains = difference_table(small_workspace, "mf", ["sella", "counting"], gains=True)
+    for bound in ("auc", "auc_low", "uauc_high"):
+        assert gains.loc["SeLLa-Rec", bound] == pytest.approx(differences.loc["MF", bound])
+    assert "AUC, it is" in pretty(gains) and "AUC, SeLLa-Rec is" in pretty(differences)
     assert pretty(overall).shape == (len(OVERALL), 2)
     assert "scored on whole users with" in scope(small_workspace) and "32 of" in scope(small_workspace)
     assert slices_table(small_workspace).columns.get_level_values(0)[0].startswith("all (")

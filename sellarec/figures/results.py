@@ -59,7 +59,8 @@ def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
 
 def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
     """Paired differences to the other systems with intervals, as `tables.difference_table` gives them."""
-    label = table.attrs["label"]
+    of, minus, who = (table.attrs[k] for k in ("of", "minus", "who"))
+    pair = f"{of} − %{{y}}" if who == of else f"%{{y}} − {minus}"
     figure = make_subplots(cols=2, rows=1, shared_yaxes=True, horizontal_spacing=0.06)
     for col, metric in enumerate(("auc", "uauc"), start=1):
         figure.add_scatter(
@@ -73,7 +74,7 @@ def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
             mode="markers",
             marker={"size": 10, "color": COLOURS["sella"]},
             customdata=table[f"{metric}_verdict"],
-            hovertemplate=label + " − %{y}: %{x:+.4f}<br>%{customdata}<extra></extra>",
+            hovertemplate=pair + ": %{x:+.4f}<br>%{customdata}<extra></extra>",
             showlegend=False,
             row=1,
             col=col,
@@ -82,7 +83,7 @@ def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
         figure.update_xaxes(title_text=f"Δ{metric.upper()}", row=1, col=col)
     figure.update_yaxes(categoryorder="array", categoryarray=list(table.index)[::-1], automargin=True)
     figure.update_layout(**LAYOUT, height=190 + 40 * len(table))
-    return titled(figure, f"{label} minus each other system (right of 0: {label} is better)", note)
+    return titled(figure, f"{of[0].upper()}{of[1:]} minus {minus} (right of 0: {who} is better)", note)
 
 
 def slices_figure(table: pd.DataFrame, title: str, note: str = "") -> go.Figure:
