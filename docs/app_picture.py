@@ -41,7 +41,7 @@ def made_up_ratings() -> pd.DataFrame:
         preferred = set(random.choice(list(FILMS), 2, replace=False))
         for n, item in enumerate(random.permutation(len(films))[:RATED]):
             title, genre = films[item]
-            rating = int(np.clip(random.normal(4.2 if genre in preferred else 2.6, 0.8).round(), 1, 5))
+            rating = int(np.clip(round(random.normal(4.2 if genre in preferred else 2.6, 0.8)), 1, 5))
             rows.append((user, item + 1, title, genre, rating, (20 * n + user) * DAY))
     return pd.DataFrame(rows, columns=["user", "item", "title", "genres", "rating", "timestamp"])
 

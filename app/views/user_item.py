@@ -80,7 +80,8 @@ def what_if() -> None:
     )
     st.caption(
         f"The prompt lists the last {work.config.prompt.history} liked titles. "
-        "Made-up rows are scored and never stored."
+        "Made-up rows are scored and never stored. Both answers are computed now; in bfloat16 they may be some "
+        "hundredths of log-odds off the stored score, which was rounded elsewhere."
     )
     shares = {"as it is": looked} | ({"after the changes": looks} if changed != case else {})
     show(figures.attention_shares_figure(shares), key="shares")
