@@ -60,6 +60,9 @@ class RunCommand:
     """smoke, quick or full: the defaults of the settings below."""
     seeds: int = 1
     """Of a table, compute the systems without a language model for so many seeds, counted from `seed`."""
+    weights: bool = False
+    """Of a system whose run was adopted without weights, compute it again in its place; where another system grows
+    from it, that happens by itself."""
     runs: Path = Path("runs")
     """The run store."""
     config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
@@ -194,12 +197,14 @@ def _run(argv: list[str]) -> None:
     if options.system in TABLES:
         return _run_table(work, options.system, options.seeds)
     find_system(options.system)
-    run = work.whole(options.system)
+    run = work.whole(options.system) if options.weights else work.run(options.system)
     if (run.folder / "metrics.json").exists():
         for name, found in run.metrics["test"].items():
             scores = f"AUC {_four(found['auc'])}  UAUC {_four(found['uauc'])}"
             print(f"test {name:5} {scores}  ({found['rows']:,} rows, {found['users']} users)")
     print(run.folder)
+    if not run.has_weights:
+        print("It was adopted without weights; --weights computes it again.")
 
 
 def _run_table(work: Workspace, table: str, seeds: int) -> None:
@@ -291,10 +296,12 @@ def _adopt(argv: list[str]) -> None:
     adopted = adopt(work, options.origin)
     for folder in adopted:
         print(folder)
-    print(f"{len(adopted)} runs were not in {options.runs} yet; their metrics are those of your data")
-    for other in other_formats(work, adopted):
+    checked = "; their metrics are those of your data" if adopted else ""
+    print(f"{len(adopted)} runs were not in {options.runs} yet{checked}")
+    for other in other_formats(work, options.origin):
         print(
-            f"Here {work.base_dtype} would be chosen. To see runs in {other}, add --dtype {other} to the next commands."
+            f"Here {work.base_dtype} would be chosen. To see runs in {other}, add --dtype {other} to what follows, "
+            f'in a notebook changes = {{"dtype": "{other}"}}.'
         )
 
 

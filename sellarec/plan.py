@@ -19,7 +19,7 @@ from tqdm import tqdm
 from sellarec.backbone.cost import Cost, forward_cost, training_cost
 from sellarec.backbone.engine import TOKEN_BUDGET
 from sellarec.backbone.language_model import NO_SPLIT_IN_4_BITS, TokenRow, wrap_language_model
-from sellarec.backbone.loading import Placement, load_shape, reading_dtype
+from sellarec.backbone.loading import NF4, Placement, load_shape, reading_dtype
 from sellarec.backbone.lora import lora_config
 from sellarec.config import Config, change_config
 from sellarec.data.dataset import sample_rows
@@ -136,6 +136,25 @@ def _plan_with(shape: Shape, config: Config) -> Plan:
 
 def what_would_fit(work: Workspace, machine: Machine) -> dict[str, object] | None:
     """The mildest change of settings under which a plan fits; None if there is none."""
+    lighter = _lighter(work.config, machine)
+    found = _smaller(work, machine)
+    if found is None and lighter:
+        found = _smaller(work, lighter[1])
+        return None if found is None else {"dtype": lighter[0], **found}
+    return found
+
+
+def _lighter(config: Config, machine: Machine) -> tuple[str, Machine] | None:
+    """The next number format that takes less memory, and the machine in it."""
+    if machine.dtype == torch.float32:
+        return "bfloat16", replace(machine, dtype=torch.bfloat16)
+    if machine.device == "cuda" and not machine.nf4 and not config.split:
+        return NF4, replace(machine, nf4=True)
+    return None
+
+
+def _smaller(work: Workspace, machine: Machine) -> dict[str, object] | None:
+    """The mildest of accumulation, splitting and checkpointing under which a plan fits; None if there is none."""
     config, shape = work.config, Shape(work, machine)
     most = max(config.stage1.batch, config.stage3.batch)
     splits = [2**n for n in range(1, most.bit_length())]
@@ -145,6 +164,7 @@ def what_would_fit(work: Workspace, machine: Machine) -> dict[str, object] | Non
     if machine.processes > 1 and not machine.nf4 and not config.split:
         tries += [{"split": True, **others} for others in ({}, *tries)]
     tries += [{"lora.checkpointing": True, **others} for others in ({}, *tries)]
+    tries.insert(0, {})
     return next((t for t in tries if _plan_with(shape, change_config(config, t)).fits), None)
 
 

@@ -8,7 +8,9 @@ published ones. Weights are computed again where something grows from them.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +34,18 @@ def publish(work: Workspace, target: Path) -> list[Path]:
 
     Returns:
         The folders that were written; those that are there stay as they are.
+
+    Raises:
+        SellarecError: no run of this configuration is in the store.
     """
-    written = []
-    for run in {run.folder: run for run in _runs_of(work)}.values():
+    runs, written = {run.folder: run for run in runs_of(work)}, []
+    if not runs:
+        config = work.config
+        raise SellarecError(
+            f"{work.root}: no run with these settings is there (dataset {config.dataset}, backbone {config.backbone}, "
+            f"{work.base_dtype}). Name the profile, and every setting, that they were computed with."
+        )
+    for run in runs.values():
         folder = target / run.folder.relative_to(work.root)
         if not folder.exists():
             _write(run, folder)
@@ -42,9 +53,9 @@ def publish(work: Workspace, target: Path) -> list[Path]:
     return written
 
 
-def _runs_of(work: Workspace) -> Iterator[Run]:
+def runs_of(work: Workspace) -> Iterator[Run]:
     """Of each system and seed that is done its run, and before it the ones that it grew from."""
-    for seed in SEEDS:
+    for seed in sorted({*SEEDS, work.config.seed}):
         place = work.variant({"seed": seed})
         for name in SYSTEMS:
             if place.is_done(name):
@@ -60,51 +71,62 @@ def _with_upstream(work: Workspace, name: str) -> Iterator[Run]:
 
 
 def _write(run: Run, folder: Path) -> None:
-    work = _fresh(folder)
-    _copy_records(run, work)
-    if (run.folder / "scores.parquet").exists():
-        save_file({"score": run.scores["score"].to_numpy()}, work / SCORES)
-    if weights := sorted(f.relative_to(run.folder).as_posix() for f in run.folder.rglob("*.safetensors")):
-        Run(work).write_json(WITHOUT_WEIGHTS.removesuffix(".json"), weights)
-    seal(work, folder)
+    with _fresh(folder) as work:
+        _copy_records(run, work)
+        if (run.folder / "scores.parquet").exists():
+            save_file({"score": run.scores["score"].to_numpy()}, work / SCORES)
+        if weights := sorted(f.relative_to(run.folder).as_posix() for f in run.folder.rglob("*.safetensors")):
+            Run(work).write_json(WITHOUT_WEIGHTS.removesuffix(".json"), weights)
+        seal(work, folder)
 
 
 def adopt(work: Workspace, source: Path) -> list[Path]:
-    """Bring the runs that were published of this workspace's dataset into its store.
+    """Bring the runs that were published of this workspace's data into its store.
 
     Returns:
         The folders that came into the store; those that are there stay as they are.
 
     Raises:
-        SellarecError: nothing was published of this dataset; a run was changed, or is of other data than this.
+        SellarecError: nothing was published of this dataset, or all of it is of other data; a run was changed.
     """
+    runs = {run: _key_of(work, run) for run in _published(work, source)}
+    ours = {run: key for run, key in runs.items() if key.data_hash == work.dataset.hash}
+    if not ours:
+        settings = next(iter(runs)).config["settings"].get("data")
+        raise SellarecError(
+            f"The {len(runs)} runs below {source} were computed from other data: your interactions have the hash "
+            f"{work.dataset.hash[:12]}, the first one's {next(iter(runs.values())).data_hash[:12]}, with the data "
+            f"settings {settings}."
+        )
+    return [folder for folder in (_adopt_one(work, run, key) for run, key in ours.items()) if folder]
+
+
+def other_formats(work: Workspace, source: Path) -> list[str]:
+    """The number formats of published runs that the workspace's settings do not ask for: its tables would not find
+    these.
+    """
+    return sorted({run.config["settings"].get("dtype") for run in _published(work, source)} - {None, work.base_dtype})
+
+
+def _published(work: Workspace, source: Path) -> list[Run]:
     place = source / work.dataset.name
     found = sorted(path.parent for path in place.glob(f"*/*/*/{MANIFEST}"))
     if not found:
         raise SellarecError(f"{place}: no run was published there.")
-    return [folder for folder in (_adopt_one(work, open_run(path)) for path in found) if folder]
+    return [open_run(path) for path in found]
 
 
-def other_formats(work: Workspace, folders: list[Path]) -> list[str]:
-    """The number formats of runs that the workspace's settings do not ask for: its tables would not find these."""
-    return sorted({Run(f).config["settings"].get("dtype") for f in folders} - {None, work.base_dtype})
-
-
-def _adopt_one(work: Workspace, published: Run) -> Path | None:
-    key = _key_of(work, published)
-    if key.data_hash != work.dataset.hash:
-        raise SellarecError(
-            f"{published.folder} was computed from other data: its interactions have the hash {key.data_hash[:12]}, "
-            f"yours {work.dataset.hash[:12]}."
-        )
-    folder = key.folder(work.root)
+def _adopt_one(work: Workspace, published: Run, key: RunKey) -> Path | None:
+    folder, scored = key.folder(work.root), (published.folder / SCORES).exists()
+    if scored != (published.folder / "metrics.json").exists():
+        raise SellarecError(f"{published.folder}: scores without metrics, or metrics without scores.")
     if folder.exists():
         return None
-    copy = _fresh(folder)
-    _copy_records(published, copy)
-    if (published.folder / SCORES).exists():
-        Run(copy).save_table("scores", _with_rows(work, published))
-    seal(copy, folder)
+    with _fresh(folder) as copy:
+        _copy_records(published, copy)
+        if scored:
+            Run(copy).save_table("scores", _with_rows(work, published))
+        seal(copy, folder)
     return folder
 
 
@@ -112,7 +134,9 @@ def _key_of(work: Workspace, published: Run) -> RunKey:
     config = published.config
     try:
         key = RunKey(**{name: config[name] for name in RunKey.__dataclass_fields__})
-        honest = isinstance(key.seed, int) and (key.dataset, key.digest) == (work.dataset.name, config["key"])
+        named = all(isinstance(name, str) for name in (key.dataset, key.backbone, key.system, key.data_hash))
+        typed = named and isinstance(key.seed, int) and isinstance(key.settings, dict)
+        honest = typed and (key.dataset, key.digest) == (work.dataset.name, config["key"])
     except (KeyError, TypeError) as error:
         raise SellarecError(f"{published.folder / 'config.json'} does not describe a run: {error}") from error
     if not honest:
@@ -137,6 +161,8 @@ def _with_rows(work: Workspace, published: Run) -> pd.DataFrame:
         raise SellarecError(f"{published.folder / SCORES} holds no scores: {error}") from error
     if score.shape != (len(rows),):
         raise SellarecError(f"{published.folder}: {len(score):,} scores for {len(rows):,} rows of your data.")
+    if score.dtype != np.float32 or not np.isfinite(score).all():
+        raise SellarecError(f"{published.folder / SCORES}: not all of its scores are finite float32 numbers.")
     rows = rows.assign(score=score)
     for split, part in parts.items():
         _compare(published, split, metrics(part, rows.loc[part.index, "score"].to_numpy()))
@@ -153,9 +179,11 @@ def _compare(published: Run, split: str, found: dict[str, dict[str, float]]) -> 
             )
 
 
-def _fresh(folder: Path) -> Path:
-    """An empty work folder beside a run's place."""
-    work = folder.with_name(f".adopt-{folder.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    return work
+@contextmanager
+def _fresh(folder: Path) -> Iterator[Path]:
+    """An empty work folder beside a run's place, which is gone afterwards."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".adopt-") as scratch:
+        work = Path(scratch) / folder.name
+        work.mkdir()
+        yield work

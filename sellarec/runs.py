@@ -112,7 +112,11 @@ class Run:
             SellarecError: the run was published without them.
         """
         if not self.has_weights:
-            raise SellarecError(f"{self.folder} was published without its weights. {_advice(self.folder)}")
+            system = self.config["system"]
+            raise SellarecError(
+                f"{self.folder} was published without its weights. Compute them with: sellarec run {system} --weights, "
+                "with these settings."
+            )
         return self.folder / name
 
     # Of several processes at one run only the first one writes.
@@ -154,6 +158,8 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None], *, whole
         return open_run(folder)
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(work.with_suffix(".lock")) if is_main() else nullcontext():
+        if is_main() and (work / MANIFEST).exists():  # finished, but not moved when it was stopped
+            _move(work, folder)
         if not agreed(is_there(root, key, whole=whole)):
             run = Run(work)
             run.write_json("config", _description(key, _code_so_far(work)))
@@ -178,9 +184,16 @@ def seal(work: Path, folder: Path) -> None:
     """Turn a work folder into a whole run: its manifest is written, and it is moved to its place in one step, which a
     run without weights leaves to it."""
     Run(work).write_json("manifest", {"files": _hashes(work)})
+    _move(work, folder)
+
+
+def _move(work: Path, folder: Path) -> None:
+    old = folder.with_name(f".old-{folder.name}")
     if not Run(folder).has_weights:
-        shutil.rmtree(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
     os.replace(work, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def last_failure(root: Path, key: RunKey) -> str | None:

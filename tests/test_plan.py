@@ -156,7 +156,7 @@ def test_checkpointing_keeps_less_computes_more_and_gives_the_same_gradients(pla
 
 def test_the_papers_backbone_is_planned_without_its_weights(planned, deep, tmp_path, tokenizer):
     shape = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28)
-    Qwen2Config(**shape, num_key_value_heads=4, vocab_size=152064).save_pretrained(tmp_path)
+    Qwen2Config(**shape, num_key_value_heads=4, vocab_size=152064, dtype=torch.bfloat16).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     gpu = Machine("cuda", torch.bfloat16, 140 * 2**30, 7e14)
     found = plan.make_plan(place(planned, tmp_path), gpu)
@@ -165,8 +165,12 @@ def test_the_papers_backbone_is_planned_without_its_weights(planned, deep, tmp_p
     packed = plan.make_plan(place(planned, tmp_path), dataclasses.replace(gpu, nf4=True))
     linear = 28 * (2 * 3584**2 + 2 * 3584 * 512 + 3 * 3584 * 18944)
     assert found.memory - packed.memory == pytest.approx(linear * (2 - 0.516))
-    laptop = plan.make_plan(place(planned, tmp_path), machine())
-    assert not laptop.fits and plan.what_would_fit(place(planned, tmp_path), machine()) is None
+    assert plan.what_would_fit(place(planned, tmp_path), machine(memory=2**33)) is None
+    for cramped, lighter in ((machine(22 * 2**30), "bfloat16"), (dataclasses.replace(gpu, memory=14 * 2**30), "nf4")):
+        whole = plan.make_plan(place(planned, tmp_path), cramped)
+        change = plan.what_would_fit(place(planned, tmp_path), cramped)
+        assert not whole.fits and change["dtype"] == lighter
+        assert f"--dtype {lighter}" in str(plan.refusal(whole, change))
 
 
 def test_the_command_prints_a_plan_for_this_machine_or_another(planted_table, llama, capsys):

@@ -75,7 +75,7 @@ def after_stage_3(work: Workspace, system: str = "sella") -> Clouds:
     from sellarec.systems.registry import find_system
 
     place = work.variant(find_system(system).changes)
-    soft = load_soft_tokens(place, work.run(system))
+    soft = load_soft_tokens(place, work.whole(system))
     return _clouds(place, soft.mf, soft.collab_projection, soft.semantic)
 
 

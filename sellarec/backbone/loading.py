@@ -118,7 +118,7 @@ def load_backbone(
 
 def reading_dtype(config: PretrainedConfig, device: str, dtype: torch.dtype) -> torch.dtype:
     """In what weights are read that will be cast to a working dtype: on a CPU float32, so that adapters are merged
-    before anything is rounded, unless the files hold the working dtype already and nothing is lost.
+    before anything is rounded, unless the model's configuration says that its files hold the working dtype already.
     """
     return dtype if device != "cpu" or config.dtype == dtype else torch.float32
 

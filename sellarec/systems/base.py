@@ -120,12 +120,22 @@ class Workspace:
         return self._runs.get(name) or self.run_of(find_system(name))
 
     def whole(self, name: str) -> Run:
-        """As `run`, with the run's weights: one that was published without them is computed again in its place."""
+        """As `run`, with the run's weights: one that was published without them is computed again in its place, and how
+        far its scores then are from the published ones is said.
+        """
         from sellarec.systems.registry import find_system
 
-        run = self.run(name)
+        run, system = self.run(name), find_system(name)
         if not run.has_weights:
-            run = self._runs[name] = self._ensure(find_system(name), whole=True)
+            published = run.scores["score"] if system.score else None  # read before it is replaced
+            run = self._runs[name] = self._ensure(system, whole=True)
+            if published is not None and is_main():
+                gap = (run.scores["score"] - published).abs()
+                print(
+                    f"{system.label} was computed again: its scores are {gap.mean():.4f} from the published ones on "
+                    f"average, {gap.max():.4f} at most.",
+                    flush=True,
+                )
         return run
 
     def run_of(self, system: System) -> Run:
@@ -139,7 +149,7 @@ class Workspace:
         key = place._key(system)
         if not self.computes and not is_there(self.root, key, whole=whole):
             if whole:
-                way = f"Compute them with: sellarec run {system.name}, with these settings."
+                way = f"Compute them with: sellarec run {system.name} --weights, with these settings."
                 raise SellarecError(f"{system.label} was published without its weights. {way}")
             raise SellarecError(f"{system.label} is not in the run store {self.root}; nothing computes it here.")
         return ensure_run(self.root, key, lambda run: place._compute(system, run), whole=whole)
