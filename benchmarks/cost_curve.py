@@ -41,7 +41,8 @@ class Options:
     """How many of them the last columns have."""
 
 
-COLUMNS = ("backbone", "profile", "training rows", "test rows", "10^15 op.", "this CPU", "GiB", "one GPU", "GiB")
+COLUMNS = ("backbone", "profile", "rows in stage 1 and in stage 3, each", "test rows", "10^15 op.")
+COLUMNS += ("this CPU", "GiB", "one GPU", "GiB")
 SHARED = ("{n} GPUs", "GiB each", "and with `--split`")
 
 
