@@ -104,6 +104,12 @@ def backbone(request, tmp_path_factory, tokenizer):
     return save_backbone(tmp_path_factory, request.param, tokenizer)
 
 
+@pytest.fixture(scope="session", params=["llama", "qwen2", "gemma3"])
+def any_backbone(request, tmp_path_factory, tokenizer):
+    """One family more: Gemma scales its embeddings, and every other layer's attention slides."""
+    return save_backbone(tmp_path_factory, request.param, tokenizer)
+
+
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory, tokenizer):
     return save_backbone(tmp_path_factory, "llama", tokenizer)

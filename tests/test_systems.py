@@ -26,15 +26,6 @@ from sellarec.systems.sella import HybridModel, load_soft_tokens, new_soft_token
 from sellarec.systems.sella_collab import stage2_rows, stage3_rows
 from sellarec.systems.semantic import standardized
 from sellarec.systems.tallrec import stage1_rows
-from sellarec.tables import (
-    difference_table,
-    overall_table,
-    pretty,
-    provenance_table,
-    scope,
-    slices_table,
-    systems_of,
-)
 from tests.conftest import SMALL
 
 
@@ -291,35 +282,6 @@ def test_a_kill_between_training_and_scoring_does_not_train_again(planted_table,
     }
 
 
-def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, monkeypatch):
-    monkeypatch.setattr("sellarec.tables.FEWEST_USERS", 1)
-    overall = overall_table(small_workspace)
-    assert overall["system"].tolist() == list(OVERALL)
-    known = overall.dropna(subset=["auc_low"])
-    assert (known["auc_low"] <= known["auc"]).all() and (known["auc"] <= known["auc_high"]).all()
-    differences = difference_table(small_workspace)
-    sella, mf = (overall.loc[overall["system"] == n, "auc"].item() for n in ("sella", "mf"))
-    assert differences.loc["MF", "auc"] == pytest.approx(sella - mf)
-    assert set(differences["auc_verdict"]) <= {"better", "worse", "undecided"}
-    gains = difference_table(small_workspace, "mf", ["sella", "counting"], gains=True)
-    for bound in ("auc", "auc_low", "uauc_high"):
-        assert gains.loc["SeLLa-Rec", bound] == pytest.approx(differences.loc["MF", bound])
-    assert "AUC, it is" in pretty(gains) and "AUC, SeLLa-Rec is" in pretty(differences)
-    assert pretty(overall).shape == (len(OVERALL), 2)
-    assert "scored on whole users with" in scope(small_workspace) and "32 of" in scope(small_workspace)
-    assert slices_table(small_workspace).columns.get_level_values(0)[0].startswith("all (")
-    assert (
-        provenance_table(small_workspace, ["sella"])["run"].item().endswith(small_workspace.run("sella").config["key"])
-    )
-    with pytest.raises(ValueError, match="none of"):
-        overall_table(small_workspace, part="hot")
-
-
-def test_a_difference_on_a_handful_of_users_decides_nothing(small_workspace, monkeypatch):
-    monkeypatch.setattr("sellarec.tables.FEWEST_USERS", 10_000)
-    assert set(difference_table(small_workspace)["auc_verdict"]) == {"too few users"}
-
-
 def test_raw_logits_far_from_zero_stay_apart():
     logits = np.array([17.0, 18.0, 19.0, 20.0], dtype=np.float32)
     assert len(set(probabilities(logits, raw_yes=True).tolist())) == 4
@@ -365,21 +327,6 @@ def test_uauc_in_the_metrics_counts_users_once(small_workspace):
 def test_the_dataset_of_a_path_that_is_none_is_explained():
     with pytest.raises(SellarecError, match="neither a registered name nor"):
         open_dataset("nowhere.csv")
-
-
-def test_tables_show_what_is_there_and_name_what_is_missing_with_its_command(small_workspace, planted_table, tmp_path):
-    work = Workspace(make_config("smoke", str(planted_table), **SMALL), tmp_path)
-    work.run("sasrec")
-    assert systems_of(work, "table3", ("mf", "sasrec")) == ("mf", "sasrec")
-    assert "sasrec" in systems_of(work, "table3", ()) and "sella" not in systems_of(work, "table3", ())
-    assert not work.is_done("mf")
-
-
-def test_missing_systems_are_printed_with_the_command(small_workspace, tmp_path, capsys):
-    work = Workspace(small_workspace.config, tmp_path)
-    assert systems_of(work, "table5", ()) == ()
-    out = capsys.readouterr().out
-    assert "no_warm_token" in out and "sellarec run table5" in out
 
 
 def test_a_run_belongs_to_the_weights_of_a_local_backbone_wherever_they_lie(planted_table, llama, tmp_path):

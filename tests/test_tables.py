@@ -1,0 +1,61 @@
+"""Tables of runs: what they carry, and what they say of what is missing."""
+
+import pytest
+
+from sellarec.config import make_config
+from sellarec.systems.base import Workspace
+from sellarec.systems.registry import OVERALL
+from sellarec.tables import (
+    difference_table,
+    overall_table,
+    pretty,
+    provenance_table,
+    scope,
+    slices_table,
+    systems_of,
+)
+from tests.conftest import SMALL
+
+
+def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, monkeypatch):
+    monkeypatch.setattr("sellarec.tables.FEWEST_USERS", 1)
+    overall = overall_table(small_workspace)
+    assert overall["system"].tolist() == list(OVERALL)
+    known = overall.dropna(subset=["auc_low"])
+    assert (known["auc_low"] <= known["auc"]).all() and (known["auc"] <= known["auc_high"]).all()
+    differences = difference_table(small_workspace)
+    sella, mf = (overall.loc[overall["system"] == n, "auc"].item() for n in ("sella", "mf"))
+    assert differences.loc["MF", "auc"] == pytest.approx(sella - mf)
+    assert set(differences["auc_verdict"]) <= {"better", "worse", "undecided"}
+    gains = difference_table(small_workspace, "mf", ["sella", "counting"], gains=True)
+    for bound in ("auc", "auc_low", "uauc_high"):
+        assert gains.loc["SeLLa-Rec", bound] == pytest.approx(differences.loc["MF", bound])
+    assert "AUC, it is" in pretty(gains) and "AUC, SeLLa-Rec is" in pretty(differences)
+    assert pretty(overall).shape == (len(OVERALL), 2)
+    assert "scored on whole users with" in scope(small_workspace) and "32 of" in scope(small_workspace)
+    assert slices_table(small_workspace).columns.get_level_values(0)[0].startswith("all (")
+    assert (
+        provenance_table(small_workspace, ["sella"])["run"].item().endswith(small_workspace.run("sella").config["key"])
+    )
+    with pytest.raises(ValueError, match="none of"):
+        overall_table(small_workspace, part="hot")
+
+
+def test_a_difference_on_a_handful_of_users_decides_nothing(small_workspace, monkeypatch):
+    monkeypatch.setattr("sellarec.tables.FEWEST_USERS", 10_000)
+    assert set(difference_table(small_workspace)["auc_verdict"]) == {"too few users"}
+
+
+def test_tables_show_what_is_there_and_name_what_is_missing_with_its_command(small_workspace, planted_table, tmp_path):
+    work = Workspace(make_config("smoke", str(planted_table), **SMALL), tmp_path)
+    work.run("sasrec")
+    assert systems_of(work, "table3", ("mf", "sasrec")) == ("mf", "sasrec")
+    assert "sasrec" in systems_of(work, "table3", ()) and "sella" not in systems_of(work, "table3", ())
+    assert not work.is_done("mf")
+
+
+def test_missing_systems_are_printed_with_the_command(small_workspace, tmp_path, capsys):
+    work = Workspace(small_workspace.config, tmp_path)
+    assert systems_of(work, "table5", ()) == ()
+    out = capsys.readouterr().out
+    assert "no_warm_token" in out and "sellarec run table5" in out
