@@ -93,12 +93,14 @@ def test_analyses_compute_the_weights_that_they_look_into(small_workspace, publi
         assert work.run(name).has_weights
 
 
-def test_a_run_that_was_not_moved_when_it_was_stopped_is_not_computed_again(small_workspace, published, tmp_path):
+def test_a_run_that_was_not_moved_when_it_was_stopped_is_not_computed_again(
+    small_workspace, published, tmp_path, monkeypatch
+):
     adopt(work := elsewhere(small_workspace, tmp_path), published[0])
     folder, done = work.run("mf").folder, small_workspace.run("mf").folder
     shutil.copytree(done, folder.with_name(f".work-{folder.name}"))
-    shutil.rmtree(folder)
-    assert Workspace(work.config, work.root).whole("mf").has_weights  # nothing says that it was computed
+    monkeypatch.setattr(Workspace, "_compute", lambda *_: pytest.fail("it was computed again"))
+    assert Workspace(work.config, work.root).whole("mf").has_weights
     assert not list(folder.parent.glob(".*"))
 
 

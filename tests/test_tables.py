@@ -3,6 +3,7 @@
 import pytest
 
 from sellarec.config import make_config
+from sellarec.figures import difference_figure
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL
 from sellarec.tables import (
@@ -30,6 +31,10 @@ def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, m
     gains = difference_table(small_workspace, "mf", ["sella", "counting"], gains=True)
     for bound in ("auc", "auc_low", "uauc_high"):
         assert gains.loc["SeLLa-Rec", bound] == pytest.approx(differences.loc["MF", bound])
+    figure = difference_figure(gains)
+    assert figure.layout.title.text.startswith("Each other system minus MF (right of 0: it is better)")
+    assert figure.data[0].hovertemplate.startswith("%{y} − MF: ")
+    assert difference_figure(differences).data[0].hovertemplate.startswith("SeLLa-Rec − %{y}: ")
     assert "AUC, it is" in pretty(gains) and "AUC, SeLLa-Rec is" in pretty(differences)
     assert pretty(overall).shape == (len(OVERALL), 2)
     assert "scored on whole users with" in scope(small_workspace) and "32 of" in scope(small_workspace)

@@ -1,6 +1,6 @@
 """Draw the README's picture of the app over a made-up table: no licensed data may be in a picture of this repository.
 
-    python docs/app_picture.py
+    python benchmarks/app_picture.py
 
 Computes SeLLa-Rec and some baselines on silent films with the `smoke` profile (minutes on a CPU), serves the app
 and photographs a page. Needs playwright and a Chromium.
@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from playwright.sync_api import sync_playwright
 
-PICTURE = Path(__file__).with_name("app-user-item.png")
+from app import IDLE, WAIT, change, served, visit
+
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "app-user-item.png"
 SYSTEMS = ("counting", "mf", "mf_bias", "mlp_control", "sella")
 FILMS = {
     "Comedy": ("The General (1926)", "Sherlock Jr. (1924)", "Safety Last! (1923)", "The Gold Rush (1925)"),
@@ -49,17 +49,13 @@ def made_up_ratings() -> pd.DataFrame:
 def photograph(address: str) -> None:
     """Take the user token away from the answer that the page opens with."""
     chromium = os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
-    still = "() => document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'"
     with sync_playwright() as play:
-        page = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page(
-            viewport={"width": 1400, "height": 1300}
-        )
-        page.set_default_timeout(120_000)
-        page.goto(address)
-        page.get_by_text("What if?").wait_for()
-        page.get_by_role("button", name="user", exact=True).click()
-        page.get_by_text("log-odds").first.wait_for()
-        page.wait_for_function(still)
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1300})
+        page.set_default_timeout(WAIT)
+        visit(page, f"{address}/user_item")
+        change(page, "user")
+        page.wait_for_function(IDLE)
         page.wait_for_timeout(3000)  # charts move into place
         page.screenshot(path=PICTURE)
 
@@ -69,19 +65,10 @@ def main() -> None:
         table = Path(scratch) / "silent-films.csv"
         made_up_ratings().to_csv(table, index=False)
         settings = ["--dataset", str(table), "--profile", "smoke", "--prompt.history", "3", "--runs", f"{scratch}/runs"]
-        command = [sys.executable, "-m", "sellarec.cli"]
         for system in SYSTEMS:
-            subprocess.run([*command, "run", system, *settings], check=True)
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        server = subprocess.Popen([*command, "app", *settings, "--port", str(port), "--headless"])
-        try:
-            time.sleep(10)  # until it listens
-            photograph(f"http://localhost:{port}/user_item")
-        finally:
-            server.terminate()
-            server.wait()
+            subprocess.run([sys.executable, "-m", "sellarec.cli", "run", system, *settings], check=True)
+        with served(settings) as address:
+            photograph(address)
 
 
 if __name__ == "__main__":
