@@ -136,21 +136,20 @@ def _plan_with(shape: Shape, config: Config) -> Plan:
 
 def what_would_fit(work: Workspace, machine: Machine) -> dict[str, object] | None:
     """The mildest change of settings under which a plan fits; None if there is none."""
-    lighter = _lighter(work.config, machine)
-    found = _smaller(work, machine)
-    if found is None and lighter:
-        found = _smaller(work, lighter[1])
-        return None if found is None else {"dtype": lighter[0], **found}
-    return found
-
-
-def _lighter(config: Config, machine: Machine) -> tuple[str, Machine] | None:
-    """The next number format that takes less memory, and the machine in it."""
-    if machine.dtype == torch.float32:
-        return "bfloat16", replace(machine, dtype=torch.bfloat16)
-    if machine.device == "cuda" and not machine.nf4 and not config.split:
-        return NF4, replace(machine, nf4=True)
+    for number_format, place in (({}, machine), *_lighter(work.config, machine)):
+        smaller = _smaller(work, place)
+        if smaller is not None:
+            return {**number_format, **smaller}
     return None
+
+
+def _lighter(config: Config, machine: Machine) -> list[tuple[dict[str, object], Machine]]:
+    """The next number format that takes less memory, if there is one, and the machine in it."""
+    if machine.dtype == torch.float32:
+        return [({"dtype": "bfloat16"}, replace(machine, dtype=torch.bfloat16))]
+    if machine.device == "cuda" and not machine.nf4 and not config.split:
+        return [({"dtype": NF4}, replace(machine, nf4=True))]
+    return []
 
 
 def _smaller(work: Workspace, machine: Machine) -> dict[str, object] | None:
@@ -164,8 +163,7 @@ def _smaller(work: Workspace, machine: Machine) -> dict[str, object] | None:
     if machine.processes > 1 and not machine.nf4 and not config.split:
         tries += [{"split": True, **others} for others in ({}, *tries)]
     tries += [{"lora.checkpointing": True, **others} for others in ({}, *tries)]
-    tries.insert(0, {})
-    return next((t for t in tries if _plan_with(shape, change_config(config, t)).fits), None)
+    return next((t for t in ({}, *tries) if _plan_with(shape, change_config(config, t)).fits), None)
 
 
 def _budget(rows: int | None, most: int) -> int:
@@ -345,10 +343,11 @@ def described(plan: Plan, backbone: str) -> str:
     ]
     for step in plan.steps:
         parts = _gib(step.weights, 9) + _gib(step.trained, 9) + _gib(step.activations, 8)
-        lines.append(_line(plan, step) + parts)
-    together = Step("together", operations=sum(s.operations for s in plan.steps))
+        counts = (f"{n:,}" if n else "" for n in (step.rows, step.tokens))
+        lines.append(_line(step.name, *counts, step.operations, plan.seconds(step), step.memory) + parts)
+    operations = sum(step.operations for step in plan.steps)
     lines += [
-        _line(plan, together)[:-8] + _gib(plan.memory, 8),
+        _line("together", "", "", operations, sum(map(plan.seconds, plan.steps)), plan.memory),
         "",
         f"GiB: the peak of each process. Weights of the backbone; what is trained, its gradients and the optimizer's "
         f"moments; what a\nbatch keeps and works with; and {RUNTIME / GIB:.1f} of the interpreter and its libraries.",
@@ -356,11 +355,9 @@ def described(plan: Plan, backbone: str) -> str:
     return "\n".join(lines)
 
 
-def _line(plan: Plan, step: Step) -> str:
-    rows, tokens = (f"{n:,}" if n else "" for n in (step.rows, step.tokens))
-    done = step.operations
-    work, clock = (f"{done / 1e12:,.1f}", tqdm.format_interval(plan.seconds(step))) if done else ("", "")
-    return f"{step.name:22}{rows:>8}{tokens:>12}{work:>12}{clock:>10}{_gib(step.memory, 8)}"
+def _line(name: str, rows: str, tokens: str, operations: float, seconds: float, memory: float) -> str:
+    work, clock = (f"{operations / 1e12:,.1f}", tqdm.format_interval(seconds)) if operations else ("", "")
+    return f"{name:22}{rows:>8}{tokens:>12}{work:>12}{clock:>10}{_gib(memory, 8)}"
 
 
 def _gib(size: float, width: int) -> str:
