@@ -47,8 +47,8 @@ class Stage3Config(TrainConfig):
     """How stage 3 is trained, and what its soft tokens are made of."""
 
     embedding_learning_rate: float = 1e-4
-    """Peak for embeddings and biases. AdamW moves every entry of a row by up to this much each time the row is seen,
-    however little the row says, and the entries of a table are small."""
+    """Peak for embeddings and biases. AdamW moves every entry of a row by several times this each time the row is seen
+    (its momentum goes on in later steps), however little the row says, and the entries of a table are small."""
     projection_learning_rate: float = 1e-4
     """Peak for the projections of collaborative and semantic vectors; `learning_rate` is that of the records'. A few
     thousand rows cannot steer half a million weights, and at a high rate these wander."""

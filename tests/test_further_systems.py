@@ -15,7 +15,7 @@ from sellarec.config import make_config
 from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, USER, Prompt
-from sellarec.systems import binllm, prompt4nr, tuned_further
+from sellarec.systems import binllm, prompt4nr
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES, find_system
 from sellarec.systems.sella_collab import stage3_rows
@@ -142,8 +142,9 @@ def test_the_adapter_goes_on_from_stage_1_and_ends_elsewhere(small_workspace, na
     before, after = weights("tallrec"), weights(name)
     assert before.keys() == after.keys()
     moved = max(np.abs(after[k] - before[k]).max() for k in before)
-    steps = math.ceil(len(stage3_rows(small_workspace)) / small_workspace.config.stage1.batch)
-    assert 0 < moved <= 1.1 * tuned_further.LEARNING_RATE * steps
+    config = small_workspace.config.stage1
+    steps = math.ceil(len(stage3_rows(small_workspace)) / config.batch)
+    assert 0 < moved <= 1.1 * config.learning_rate * steps
 
 
 def test_settings_that_cannot_work_are_refused_before_anything_is_computed(planted_table, llama, tmp_path):

@@ -12,6 +12,7 @@ from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM
 from sellarec.systems import person_prompt, registry, sella
 from sellarec.systems.base import Workspace
+from sellarec.systems.cold_users import hide_users
 from sellarec.systems.sella import HybridModel, SoftTokens, load_soft_tokens, phases
 from sellarec.systems.sella_collab import stage3_rows
 from sellarec.systems.variants import ABLATIONS, COLLM, OURS
@@ -172,8 +173,18 @@ def test_person_prompt_trains_the_vectors_of_its_rows(small_workspace):
     assert moved[seen].min() > 5 * np.delete(moved.detach().numpy(), seen).max()  # the rest only decays
 
 
+def test_who_is_only_shown_as_new_has_no_vector_of_their_own(small_workspace):
+    work = small_workspace.variant({"stage3.cold_users": 0.8})
+    rows = stage3_rows(work)
+    shown = ~hide_users(work, rows.index.to_numpy(), 0.8)
+    assert 0 < rows["user"][shown].nunique() < rows["user"].nunique()
+    soft = person_prompt._new(work)
+    assert soft.seen_users.tolist() == sorted(set(rows["user"][shown]))
+    assert soft.seen_items.tolist() == sorted(set(rows["item"]))
+
+
 def test_person_prompt_gives_strangers_the_average_and_no_gradient():
-    soft = person_prompt.FreeTokens((torch.tensor([1, 3]), torch.tensor([2])), (4, 3), width=2, token_norm=1.0)
+    soft = person_prompt.FreeTokens((torch.tensor([1, 3]), torch.tensor([2])), (4, 3), width=2, norm=1.0)
     with torch.no_grad():
         soft.user_embedding.weight.copy_(torch.arange(10.0).reshape(5, 2))
     tokens = soft(torch.tensor([1, 2, 4]), torch.tensor([2, 2, 1]))

@@ -2,7 +2,9 @@
 
 Binary matrix factorisation gives each a string of bits, which stands in the prompt where SeLLa-Rec has soft tokens;
 stage 1's adapter is tuned further on such prompts. Deviations: ids that training never shows have embeddings of zero,
-so that all unknown users share a code, and rows that show their user as new have this code.
+so that all unknown users share a code, and rows that show their user as new have this code; embeddings start at 0.1 of
+BinLLM's 1. As published, the factorisation has learnt from the rows that the adapter is tuned on. BinLLM's paper writes
+codes like IP addresses, its released settings as bits: `binllm.code`.
 """
 
 from __future__ import annotations

@@ -5,12 +5,13 @@ encoding of its own row, and the other way round; vectors are compared part by p
 the labels, and DIN alone scores.
 
 Deviations: the text encoder is this suite's backbone, untuned and frozen, and reads the prompt of the other systems
-(CTRL trains a RoBERTa along, on a text of the row's features); only the rows of stage 1 are encoded.
+(CTRL trains a RoBERTa along, on a text of the row's features); only the rows of stages 1 and 3 are encoded.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from sellarec.systems.base import System, Workspace, sigmoid
 from sellarec.systems.beginnings import prompts_of
 from sellarec.systems.collaborative import with_history
 from sellarec.systems.din import new_din
+from sellarec.systems.sella_collab import stage3_rows
 from sellarec.systems.semantic import standardized
 from sellarec.systems.tallrec import stage1_rows
 
@@ -36,14 +38,19 @@ def fit(work: Workspace, run: Run) -> None:
     torch.manual_seed(config.seed)
     model = new_din(dataset, config.din)
     inputs = with_history(dataset, config.din.history)
-    _align(model, inputs(stage1_rows(work)), encodings, config.ctrl, config.seed, run)
+    _align(model, inputs(_encoded_rows(work)), encodings, config.ctrl, config.seed, run)
     fit_collab(model, dataset, config.din, config.seed, inputs=inputs, log=run.append_log, label="CTRL, DIN on labels")
     run.save_tensors("model", {k: v.numpy() for k, v in model.state_dict().items()})
 
 
+def _encoded_rows(work: Workspace) -> pd.DataFrame:
+    """The training rows that the language models of the other systems read."""
+    return work.dataset.interactions.loc[stage1_rows(work).index.union(stage3_rows(work).index)]
+
+
 def _encode(work: Workspace, run: Run) -> Tensor:
-    """The untuned language model's last state of each of stage 1's rows, standardized, shape (n, d_L)."""
-    rows = prompts_of(work, work.base_model, stage1_rows(work).index.to_numpy())
+    """The untuned language model's last state of each of these rows, standardized, shape (n, d_L)."""
+    rows = prompts_of(work, work.base_model, _encoded_rows(work).index.to_numpy())
     kept = run.scratch("encodings")
     kept.mkdir(exist_ok=True)
     states = embed_rows(work.base_model, rows, label="CTRL, encoding rows", resume=kept / "encodings.npy")
@@ -82,7 +89,8 @@ def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
 def _settings(config: Config) -> dict:
     if config.ctrl.width % config.ctrl.spaces:
         raise SellarecError(f"ctrl.spaces is {config.ctrl.spaces}; it must divide ctrl.width, {config.ctrl.width}.")
-    return {"prompt": config.prompt, "din": config.din, "ctrl": config.ctrl, "rows": config.stage1.rows}
+    rows = [config.stage1.rows, config.stage3.rows]
+    return {"prompt": config.prompt, "din": config.din, "ctrl": config.ctrl, "rows": rows}
 
 
 SYSTEM = System("ctrl", "CTRL(DIN)", _settings, fit, score, uses_backbone=True)

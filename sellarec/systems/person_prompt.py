@@ -1,8 +1,9 @@
 """PersonPrompt (Li et al., TOIS 2023), as CoLLM compares to it: free token vectors for every user and item.
 
 The language model and its stage-1 adapter are frozen; the vectors are trained on stage 3's rows with CoLLM's learning
-rate for MovieLens-1M. Deviations: vectors start at the norm of a token embedding, and users and items that these rows
-do not show read the mean of the trained vectors.
+rate for MovieLens-1M. Deviations: vectors start at random and as long as SeLLa-Rec's (`stage3.vector_norm`; at the norm
+of a token embedding one pass over a few thousand rows leaves them noise, and validation AUC fell below stage 1's), and
+users and items that training does not show read the mean of the trained vectors.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from sellarec.config import Config
 from sellarec.prompts import ITEM, USER
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, probabilities
+from sellarec.systems.cold_users import hide_users
 from sellarec.systems.collaborative import distinct_ids
 from sellarec.systems.sella import HybridModel, train_tokens
 from sellarec.systems.sella_collab import stage3_rows
@@ -27,18 +29,19 @@ class FreeTokens(nn.Module):
 
     tokens = (USER, ITEM)
 
-    def __init__(self, seen: tuple[Tensor, Tensor], sizes: tuple[int, int], width: int, token_norm: float) -> None:
+    def __init__(self, seen: tuple[Tensor, Tensor], sizes: tuple[int, int], width: int, norm: float) -> None:
         """
         Args:
-            seen: Distinct users and items of the training rows, int64; all others read the mean of these.
+            seen: Distinct users and items that training shows, int64; all others read the mean of these.
             sizes: Largest user id and item id.
+            norm: Of the vectors at the start, about.
         """
         super().__init__()
         self.user_embedding, self.item_embedding = (nn.Embedding(n + 1, width) for n in sizes)
         self.register_buffer("seen_users", seen[0], persistent=False)
         self.register_buffer("seen_items", seen[1], persistent=False)
         for table in (self.user_embedding, self.item_embedding):
-            nn.init.normal_(table.weight, std=token_norm / width**0.5)
+            nn.init.normal_(table.weight, std=norm / width**0.5)
 
     def forward(self, user: Tensor, item: Tensor, *records: Tensor) -> dict[str, Tensor]:
         """Ids (B,), (B,) → vectors of both tokens, shape (B, d_L)."""
@@ -56,8 +59,11 @@ def _or_mean(table: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
 def _new(work: Workspace) -> FreeTokens:
     lm, dataset = work.tuned_model, work.dataset
     torch.manual_seed(work.config.seed)
-    seen, sizes = distinct_ids(stage3_rows(work)), (dataset.n_users, dataset.n_items)
-    return FreeTokens(seen, sizes, lm.width, lm.token_norm()).to(lm.placement.device)
+    rows, config = stage3_rows(work), work.config.stage3
+    hidden = hide_users(work, rows.index.to_numpy(), config.cold_users)
+    seen = distinct_ids(rows[~hidden])[0], distinct_ids(rows)[1]  # who is only shown as new has no vector of their own
+    sizes, norm = (dataset.n_users, dataset.n_items), config.vector_norm * lm.token_norm()
+    return FreeTokens(seen, sizes, lm.width, norm).to(lm.placement.device)
 
 
 def fit(work: Workspace, run: Run) -> None:
@@ -78,4 +84,6 @@ def _settings(config: Config) -> dict:
     return {"prompt": config.prompt, "stage1_rows": config.stage1.rows, "stage3": config.stage3, "rate": LEARNING_RATE}
 
 
-SYSTEM = System("person_prompt", "PersonPrompt", _settings, fit, score, needs=("tallrec",), uses_backbone=True)
+SYSTEM = System(
+    "person_prompt", "PersonPrompt", _settings, fit, score, needs=("tallrec",), uses_backbone=True, version=2
+)

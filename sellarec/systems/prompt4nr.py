@@ -2,7 +2,8 @@
 
 Three vectors before the history and three before the target, the same for all rows, are trained together with the
 adapter. Deviations: the backbone answers Yes or No after a prompt instead of filling a gap; one template instead of an
-ensemble; the adapter starts at stage 1's, so that all systems have read the same rows.
+ensemble; the adapter starts at stage 1's, so that all systems have read the same rows; vectors start at random, at the
+norm of a token embedding, and learn at the adapter's rate.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Stage 1's adapter tuned further on stage 3's rows: what Prompt4NR and BinLLM share, and by itself a control.
 
 TALLRec tuned further has read the rows that SeLLa-Rec has, without any soft token: what SeLLa-Rec gains over it is not
-owed to more rows. It is not in the paper. It takes stage 1's number of passes over them, not stage 3's.
+owed to more rows. It is not in the paper. Passes, batch and rate are stage 1's, in `full` CoLLM's and BinLLM's 1e-4: at
+that rate the fewer steps of the other profiles could hardly move an adapter.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -25,16 +25,12 @@ from sellarec.systems.sella_collab import stage3_rows
 from sellarec.systems.tallrec import TextModel
 from sellarec.training import train
 
-LEARNING_RATE = 1e-4
-"""CoLLM's and BinLLM's for MovieLens-1M, when the adapter comes from TALLRec."""
-
 Tokenize = Callable[[LanguageModel, np.ndarray, np.ndarray], list[TokenRow]]
 """Language model, row ids (n,), which of them show their user as new (n,) → their prompts."""
 
 
 def tune_further(work: Workspace, run: Run, tokenize: Tokenize, label: str, soft: nn.Module | None = None) -> None:
-    """Train on stage 3's rows, as stage 1 was trained but slower, and save the adapter. `soft` is as in `TextModel`."""
-    config = dataclasses.replace(work.config.stage1, rows=None, learning_rate=LEARNING_RATE)
+    """Train on stage 3's rows as stage 1 was trained, and save the adapter. `soft` is as in `TextModel`."""
     lm = resume_lora(
         work.fresh_model(), work.whole("tallrec").weights("adapter"), checkpointing=work.config.lora.checkpointing
     )
@@ -47,7 +43,7 @@ def tune_further(work: Workspace, run: Run, tokenize: Tokenize, label: str, soft
         chosen["label"].to_numpy(),
         rows,
         lambda: (valid["label"].to_numpy(), score_rows(lm, valid_rows, soft, label=f"{label}, validation")),
-        config,
+        work.config.stage1,
         work.config.seed,
         run.scratch("further"),
         lengths=model.lengths,
@@ -81,7 +77,6 @@ def settings(config: Config) -> dict:
         "stage1": config.stage1,
         "rows": config.stage3.rows,
         "cold_users": config.stage3.cold_users,
-        "learning_rate": LEARNING_RATE,
     }
 
 
