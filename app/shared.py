@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,11 @@ from sellarec.analysis.attention import grouped
 from sellarec.analysis.catalogue import score_candidates
 from sellarec.analysis.what_if import Attention, Case, Explorer
 from sellarec.config import PROFILES, Config, make_config
+from sellarec.data import sources
 from sellarec.errors import SellarecError
+from sellarec.evaluation import SLICES
 from sellarec.progress import listening
-from sellarec.systems.base import Workspace
+from sellarec.systems.base import Workspace, sigmoid
 from sellarec.systems.registry import TABLES, find_system
 
 KEYS = {Workspace: lambda work: f"{work.root} {work.config}", Case: repr}
@@ -41,27 +42,29 @@ def choose_work() -> Workspace:
     given = options()
     root = Path(given.get("runs", "runs"))
     with st.sidebar:
-        dataset = _choice("dataset", given.get("dataset", "ml-100k"), _folders(root))
-        backbones = [b for b in _folders(root / dataset) if b != "no-llm"]
-        backbone = _choice("backbone", given.get("backbone", "smollm2-135m"), backbones)
+        dataset = _choice("dataset", given.get("dataset", "ml-100k"), _names(root, "dataset"))
+        backbone = _choice("backbone", given.get("backbone", "smollm2-135m"), _names(root, "backbone"))
         profile = _choice("profile", given.get("profile", "quick"), list(PROFILES))
-        seed = st.number_input("seed", 0, 99, int(given.get("seed", 0)), key="seed", bind="query-params")
-    if dataset == Path(str(given.get("dataset", ""))).stem:
-        dataset = given["dataset"]  # an own table is a path, its folder in the store the name
-    if backbone == Path(str(given.get("backbone", ""))).name:
-        backbone = given["backbone"]
+        seed = st.number_input("seed", 0, None, int(given.get("seed", 0)), key="seed", bind="query-params")
     config = make_config(profile, dataset, backbone=backbone, seed=int(seed), **given.get("changes", {}))
     return open_work(config, str(root))
 
 
-def _choice(label: str, default: str, found: list[str]) -> str:
-    name = Path(default).stem if label == "dataset" else Path(default).name
-    choices = list(dict.fromkeys([name, *found]))
-    return st.selectbox(label, choices, key=label, bind="query-params")
+def _choice(label: str, given: str, found: list[str]) -> str:
+    """One of the names that can be opened; an own file or folder only if it was given, and shown without its path."""
+    shown = {given: Path(given).name if Path(given).is_absolute() else given}
+    shown |= {name: name for name in found if name not in shown.values()}
+    return st.selectbox(label, list(shown), format_func=shown.__getitem__, key=label, bind="query-params")
 
 
-def _folders(root: Path) -> list[str]:
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []
+@st.cache_data(show_spinner=False, ttl=60)
+def _names(root: Path, kind: str) -> list[str]:
+    """Datasets or backbones that the store has runs of and that a name alone opens: registered ones, and hub ids."""
+    names = set()
+    for path in root.glob("*/*/*/[!.]*/config.json"):
+        with suppress(ValueError, KeyError):  # a damaged run is told of where it is opened
+            names.add(json.loads(path.read_text())[kind])
+    return sorted(n for n in names if n in sources.SOURCES or (kind == "backbone" and "/" in n))
 
 
 @st.cache_resource(show_spinner="Opening the run store", hash_funcs={Config: repr}, max_entries=4)
@@ -88,7 +91,6 @@ def needs(work: Workspace, *names: str) -> None:
     """Stop the page kindly if a run is missing."""
     missing = [n for n in names if not work.is_done(n)]
     if missing:
-        config = work.config
         st.info(f"Not in the run store yet: {', '.join(find_system(n).label for n in missing)}.")
         for name in dict.fromkeys(b for n in missing for b in work.begun(n)):
             reason = work.failure(name)
@@ -97,11 +99,7 @@ def needs(work: Workspace, *names: str) -> None:
                 + (f"; its last try failed: {reason}" if reason else ": it is being computed, or was interrupted.")
             )
         st.write("The app shows runs and never trains. This command computes them, and goes on from what was begun:")
-        words = ["--dataset", config.dataset, "--backbone", config.backbone, "--seed", str(config.seed)]
-        words += ["--profile", st.session_state["profile"], "--runs", str(work.root)]
-        for setting, value in options().get("changes", {}).items():
-            words += [f"--{setting.replace('_', '-')}", str(value)]
-        st.code("\n".join(shlex.join(["sellarec", "run", name, *words]) for name in missing), wrap_lines=True)
+        st.code("\n".join(work.command("run", name) for name in missing), wrap_lines=True)
         st.stop()
 
 
@@ -183,7 +181,8 @@ def centred_log_odds(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
 
 @st.cache_data(show_spinner="Resampling users", hash_funcs=KEYS)
 def warm_and_cold(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
-    return slices.metrics_on(work, systems, {k: m for k, m in slices.warm_masks(work).items() if "3" not in k})
+    masks = slices.warm_masks(work)
+    return slices.metrics_on(work, systems, {name: masks[name] for name in SLICES})
 
 
 @st.cache_data(show_spinner="Resampling users", hash_funcs=KEYS)
@@ -256,10 +255,9 @@ def show(figure: go.Figure, key: str | None = None) -> None:
 
 
 def probability(log_odds: float) -> float:
-    return float(1 / (1 + np.exp(-log_odds)))
+    return float(sigmoid(np.array(log_odds)))
 
 
 def explain(error: SellarecError) -> None:
     """Show an error that a user can mend."""
     st.error(str(error))
-    st.caption("A run that is damaged or half written stands as such; other pages and other runs are not touched.")

@@ -68,7 +68,7 @@ class Options:
 def exact_model(work: Workspace, system: str) -> LanguageModel:
     """The backbone in float32, with the adapter of the runs except for zero-shot."""
     lm = open_language_model(work.config.backbone, "float32")
-    return lm if system == "zero_shot" else merge_lora(lm, work.whole("tallrec").weights("adapter"))
+    return lm if system == "zero_shot" else merge_lora(lm, work.with_weights("tallrec").weights("adapter"))
 
 
 def exact_rows(

@@ -1,4 +1,4 @@
-"""The command line: every command is a function, its signature the help, its settings the configuration."""
+"""The command line: every command is a dataclass, whose fields are its options and whose docstrings its help."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sellarec.config import PROFILES, Config, located, make_config
+from sellarec.config import PROFILES, Config, changes_from, located, make_config
 from sellarec.data import amazon_book, sources
 from sellarec.data.open import open_dataset
 from sellarec.distributed import is_main, leave
@@ -59,7 +59,7 @@ class RunCommand:
     profile: str = "quick"
     """smoke, quick or full: the defaults of the settings below."""
     seeds: int = 1
-    """Of a table, compute the systems without a language model for so many seeds, counted from `seed`."""
+    """For a table: how many seeds to compute the systems without a language model for, starting at `seed`."""
     weights: bool = False
     """Of a system whose run was adopted without weights, compute it again in its place; where another system grows
     from it, that happens by itself."""
@@ -189,15 +189,23 @@ def _fetch(argv: list[str]) -> None:
 
 
 def _run(argv: list[str]) -> None:
-    options = _parse(RunCommand, argv, "sellarec run", system=_first_word(argv))
     from sellarec.systems.base import Workspace
-    from sellarec.systems.registry import TABLES, find_system
+    from sellarec.systems.registry import SYSTEMS, TABLES, find_system
 
+    name = argv[0] if argv else ""
+    if not name or (name.startswith("-") and not {"-h", "--help"} & set(argv)):
+        valid = ", ".join([*TABLES, *SYSTEMS])
+        raise SellarecError(f"name a system or a table first, as in: sellarec run sella. Valid: {valid}.")
+    options = _parse(RunCommand, argv, "sellarec run", system=tyro.MISSING if name.startswith("-") else name)
     work = Workspace(options.config, options.runs)
     if options.system in TABLES:
+        if options.weights:
+            raise SellarecError("--weights is of one system: sellarec run NAME --weights")
         return _run_table(work, options.system, options.seeds)
     find_system(options.system)
-    run = work.whole(options.system) if options.weights else work.run(options.system)
+    if options.seeds != 1:
+        raise SellarecError("--seeds is of a table; of one system, each --seed is a command of its own.")
+    run = work.with_weights(options.system) if options.weights else work.run(options.system)
     if (run.folder / "metrics.json").exists():
         for name, found in run.metrics["test"].items():
             scores = f"AUC {_four(found['auc'])}  UAUC {_four(found['uauc'])}"
@@ -210,6 +218,8 @@ def _run(argv: list[str]) -> None:
 def _run_table(work: Workspace, table: str, seeds: int) -> None:
     from sellarec.batch import compute, jobs_of
 
+    if seeds < 1:
+        raise SellarecError(f"--seeds is {seeds}; it must be at least 1.")
     jobs = jobs_of(work, table, seeds)
     failed = compute(jobs)
     for job in jobs:
@@ -230,7 +240,7 @@ def _four(value: float | None) -> str:
 def _app(argv: list[str]) -> None:
     options = _parse(AppCommand, argv, "sellarec app")
     script = _of_checkout("app/main.py")
-    named, changes = _changes(options.profile, options.config)
+    named, changes = _split_changes(options.profile, options.config)
     given = {"dataset": options.config.dataset, "profile": options.profile, "runs": str(options.runs.resolve())}
     words = [sys.executable, "-m", "streamlit", "run", str(script)]
     words += ["--server.address", "localhost", "--server.port", str(options.port)]
@@ -256,10 +266,9 @@ def _of_checkout(name: str) -> Path:
     return script
 
 
-def _changes(profile: str, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_changes(profile: str, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     """Backbone and seed; and all other settings in which a configuration differs from its profile."""
-    base = make_config(profile, config.dataset)
-    changes = {k: v for k, v in _flat(config).items() if _flat(base)[k] != v}
+    changes = changes_from(profile, config)
     return {k: changes.pop(k, getattr(config, k)) for k in ("backbone", "seed")}, changes
 
 
@@ -270,7 +279,7 @@ def _report(argv: list[str]) -> None:
     if options.origin:
         sources.fetch(options.config.dataset, options.origin)
     config = options.config
-    named, changes = _changes(options.profile, config)
+    named, changes = _split_changes(options.profile, config)
     make_report(
         config.dataset, named["backbone"], options.profile, named["seed"], changes, options.runs, options.reports
     )
@@ -368,20 +377,6 @@ def _option(argv: list[str], name: str, default: str) -> str:
         if word.startswith(f"--{name}="):
             return word.split("=", 1)[1]
     return default
-
-
-def _first_word(argv: list[str]) -> str:
-    return argv[0] if argv and not argv[0].startswith("-") else "sella"
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """All settings by dotted name."""
-    out: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        name = prefix + field.name
-        out |= _flat(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
-    return out
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from sellarec.backbone.lora import LoraSettings
 from sellarec.collab.fit import CollabConfig, FitConfig
 from sellarec.data import sources
 from sellarec.data.open import DataConfig
-from sellarec.errors import SellarecError, nearest
+from sellarec.errors import SellarecError, at_least, nearest
 from sellarec.prompts import PromptConfig
 from sellarec.training import TrainConfig
 
@@ -29,7 +29,10 @@ class EvaluationConfig:
     valid_rows: int | None = 500
     """Validation rows, drawn at random, on which the language-model stages are selected."""
     raw_yes: bool = False
-    """Score with the raw Yes logit (CoLLM) instead of the log-odds of Yes against No."""
+    """Score and select with the raw Yes logit (CoLLM) instead of the log-odds of Yes against No."""
+
+    def __post_init__(self) -> None:
+        at_least(self, test_rows=1, valid_rows=1)
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,9 @@ class CTRLConfig:
     """Rows that are told apart at once."""
     learning_rate: float = 1e-3
     """Adam's step size."""
+
+    def __post_init__(self) -> None:
+        at_least(self, width=1, spaces=1, epochs=1, batch=1)
 
 
 @dataclass(frozen=True)
@@ -314,6 +320,43 @@ def change_config(config: Config, changes: Mapping[str, Any]) -> Config:
     for name, value in changes.items():
         config = _replace(config, name, name.split("."), value)
     return config
+
+
+def settings_of(config: Any, prefix: str = "") -> dict[str, Any]:
+    """All settings by dotted name."""
+    out: dict[str, Any] = {}
+    for each in dataclasses.fields(config):
+        value, name = getattr(config, each.name), prefix + each.name
+        out |= settings_of(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+    return out
+
+
+def changes_from(profile: str, config: Config) -> dict[str, Any]:
+    """The settings in which a configuration differs from a profile on its dataset, by dotted name."""
+    default = settings_of(make_config(profile, config.dataset))
+    return {name: value for name, value in settings_of(config).items() if value != default[name]}
+
+
+def as_options(changes: Mapping[str, Any]) -> list[str]:
+    """Settings by dotted name as words of the command line.
+
+    >>> as_options({"stage1.rows": 64, "stage3.records": False})
+    ['--stage1.rows', '64', '--stage3.no-records']
+    """
+    words = []
+    for name, value in changes.items():
+        group, dot, leaf = name.rpartition(".")
+        words.append(f"--{group}{dot}{'no-' if value is False else ''}{leaf}".replace("_", "-"))
+        words += [] if isinstance(value, bool) else [str(value)]
+    return words
+
+
+def words_of(config: Config) -> list[str]:
+    """Options that give this configuration again, from the profile that needs the fewest."""
+    changes = {profile: changes_from(profile, config) for profile in PROFILES}
+    profile = min(changes, key=lambda p: (len(changes[p]), p != "quick"))
+    named = {"dataset": config.dataset, "backbone": config.backbone, "profile": profile}
+    return as_options(named | {k: v for k, v in changes[profile].items() if k not in named})
 
 
 def _replace(config: Any, full_name: str, path: list[str], value: Any) -> Any:

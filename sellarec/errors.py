@@ -10,6 +10,18 @@ class SellarecError(Exception):
     """Something the user can put right; the message says what was wrong, where, and what to do."""
 
 
+def at_least(settings: object, **least: float) -> None:
+    """Refuse settings that are smaller than what can work; None stands for all there is.
+
+    Raises:
+        SellarecError: names the first of them.
+    """
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if value is not None and value < bound:
+            raise SellarecError(f"{name} is {value}; it must be at least {bound}.")
+
+
 MOST_NAMES = 40
 """Of more valid names so many are listed."""
 

@@ -101,6 +101,10 @@ class Interval:
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 
+    def columns(self, name: str) -> dict[str, float]:
+        """As a table holds it: `name`, `name`_low, `name`_high."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 class UserBootstrap:
     """Resamples users with replacement; the same resamples for every system, so that differences are paired.

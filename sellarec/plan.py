@@ -21,7 +21,7 @@ from sellarec.backbone.engine import TOKEN_BUDGET
 from sellarec.backbone.language_model import NO_SPLIT_IN_4_BITS, TokenRow, wrap_language_model
 from sellarec.backbone.loading import NF4, Placement, load_shape, reading_dtype
 from sellarec.backbone.lora import lora_config
-from sellarec.config import Config, change_config
+from sellarec.config import Config, as_options, change_config
 from sellarec.data.dataset import sample_rows
 from sellarec.errors import SellarecError
 from sellarec.machine import GIB, Machine
@@ -107,7 +107,7 @@ def make_plan(work: Workspace, machine: Machine) -> Plan:
 
 
 def _plan_with(shape: Shape, config: Config) -> Plan:
-    work, machine = shape.of, shape.machine
+    work, machine = shape.workspace, shape.machine
     shape = shape.splitting(config.split)
     data = work.dataset
     valid, test, train = (len(work.part(split)) for split in ("valid", "test", "train"))
@@ -180,9 +180,9 @@ class Shape:
     """Each process holds a part of the layers' weights."""
 
     def __init__(self, work: Workspace, machine: Machine) -> None:
-        self.of, self.machine = work, machine
+        self.workspace, self.machine = work, machine
         self.config, tokenizer = load_shape(work.config.backbone)
-        self.layers, self.work = self.config.num_hidden_layers, WORK[machine.device]
+        self.layers, self.overhead = self.config.num_hidden_layers, WORK[machine.device]
         self._plain = {n: self._new_model(n) for n in (1, 2)}
         self._adapted = {n: self._with_adapter(model) for n, model in self._plain.items()}
         self.parameters = self._count(self._plain, lambda p: True)
@@ -233,36 +233,36 @@ class Shape:
         # 16 bytes a trained parameter: itself, its gradient, two moments; 4 more where gradients travel
         held = (16 if processes == 1 else 20) * trained
         tokens = round(rows * lengths[:, int(kept) :].sum(axis=1).mean())
-        return Step(name, rows, tokens, rows * per_row, self._weights(), held, self.work * activations)
+        return Step(name, rows, tokens, rows * per_row, self._weights(), held, self.overhead * activations)
 
     def scoring(self, name: str, rows: int, lengths: np.ndarray, kept: bool = False) -> Step:
         """A scoring step's needs, as if no two rows shared a prefix; with `kept` it is there already."""
         mean, longest = lengths.sum(axis=1).mean(), int(lengths.sum(axis=1).max())
         together = max(1, TOKEN_BUDGET[self.machine.device] // longest)
         at_work = self.layer(training_cost, self._plain, 0, longest, True).kept * together
-        operations = self.whole(forward_cost, self._plain, round(mean)).operations
+        operations = self.of_all_layers(forward_cost, self._plain, round(mean)).operations
         if kept:
-            operations -= self.whole(forward_cost, self._plain, round(lengths[:, 0].mean())).operations
+            operations -= self.of_all_layers(forward_cost, self._plain, round(lengths[:, 0].mean())).operations
             mean = lengths[:, 1].mean()
         held = self._weights()
-        return Step(name, rows, round(rows * mean), rows * operations, held, activations=self.work * at_work)
+        return Step(name, rows, round(rows * mean), rows * operations, held, activations=self.overhead * at_work)
 
     def stage1(self, prefix: int, suffix: int) -> Cost:
-        return self.whole(training_cost, self._adapted, 0, prefix + suffix, False)
+        return self.of_all_layers(training_cost, self._adapted, 0, prefix + suffix, False)
 
     def checkpointed(self, prefix: int, suffix: int) -> Cost:
         """Stage 1 that keeps the inputs of every layer and one layer's activations at a time."""
         length = prefix + suffix
         inputs = length * self.config.hidden_size * self.machine.dtype.itemsize * self.layers
         at_work = self.layer(training_cost, self._adapted, 0, length, False).kept
-        again = self.whole(forward_cost, self._adapted, length).operations
+        again = self.of_all_layers(forward_cost, self._adapted, length).operations
         return Cost(self.stage1(prefix, suffix).operations + again, inputs + at_work)
 
     def stage3(self, prefix: int, suffix: int) -> Cost:
-        return self.whole(training_cost, self._plain, prefix, suffix, True)
+        return self.of_all_layers(training_cost, self._plain, prefix, suffix, True)
 
     def stage3_behind_kept(self, prefix: int, suffix: int) -> Cost:
-        return self.stage3(prefix, suffix) + self.whole(forward_cost, self._plain, prefix) * -1
+        return self.stage3(prefix, suffix) + self.of_all_layers(forward_cost, self._plain, prefix) * -1
 
     def kept_bytes(self, rows: int) -> float:
         """Disk that keys and values of so many beginnings take."""
@@ -271,7 +271,7 @@ class Shape:
         per_token = 2 * self.layers * config.num_key_value_heads * size * self.machine.dtype.itemsize
         return rows * self.hybrid[:, 0].mean() * per_token
 
-    def whole(self, cost: Callable[..., Cost], models: dict[int, nn.Module], *lengths: int) -> Cost:
+    def of_all_layers(self, cost: Callable[..., Cost], models: dict[int, nn.Module], *lengths: int) -> Cost:
         """The cost of all layers."""
         return cost(models[1], *lengths) + self.layer(cost, models, *lengths) * (self.layers - 1)
 
@@ -309,7 +309,7 @@ class Shape:
     def _with_adapter(self, model: nn.Module) -> nn.Module:
         from peft import get_peft_model
 
-        settings = replace(self.of.config.lora, rank=self.of.config.lora.rank or 1)
+        settings = replace(self.workspace.config.lora, rank=self.workspace.config.lora.rank or 1)
         return get_peft_model(copy.deepcopy(model), lora_config(settings)).to(self.machine.dtype)
 
 
@@ -369,8 +369,7 @@ def refusal(plan: Plan, change: dict[str, object] | None) -> SellarecError:
     worst = max(plan.steps, key=lambda s: s.memory)
     way = "No setting makes it fit: a machine with more memory is needed."
     if change:
-        words = (f"--{k.replace('_', '-')}" + ("" if v is True else f" {v}") for k, v in change.items())
-        way = f"This would fit: {' '.join(words)}"
+        way = f"This would fit: {' '.join(as_options(change))}"
     return SellarecError(
         f"{worst.name} needs {worst.memory / GIB:.1f} GiB, {plan.machine.memory / GIB:.1f} are free. {way}"
     )

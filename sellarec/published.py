@@ -113,7 +113,7 @@ def _published(work: Workspace, source: Path) -> list[Run]:
     found = sorted(path.parent for path in place.glob(f"*/*/*/{MANIFEST}"))
     if not found:
         raise SellarecError(f"{place}: no run was published there.")
-    return [open_run(path) for path in found]
+    return [open_run(path, f"Restore it from where it was published: git checkout -- {path}") for path in found]
 
 
 def _adopt_one(work: Workspace, published: Run, key: RunKey) -> Path | None:

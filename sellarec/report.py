@@ -192,8 +192,8 @@ def write_images(folder: Path) -> str:
                         _shrink(target)
     except Exception as error:  # kaleido raises many kinds; a report without images is still whole
         return (
-            f"No figure images ({type(error).__name__}): kaleido needs a Chrome or Chromium. Install one, or name it "
-            "in BROWSER_PATH, and run the same command again. The interactive figures are in the pages."
+            f"No figure images: {type(error).__name__}: {error}\nIf no Chrome or Chromium was found: install one, or "
+            "name it in BROWSER_PATH, and run the same command again. The interactive figures are in the pages."
         )
     return f"{len(sources)} figures as PNG, SVG and PDF in {folder / 'figures'}"
 

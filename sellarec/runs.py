@@ -115,7 +115,7 @@ class Run:
             system = self.config["system"]
             raise SellarecError(
                 f"{self.folder} was published without its weights. Compute them with: sellarec run {system} --weights, "
-                "with these settings."
+                "and the settings in its config.json."
             )
         return self.folder / name
 
@@ -139,14 +139,14 @@ class Run:
                 out.write(json.dumps(_plain(entry)) + "\n")
 
 
-def is_there(root: Path, key: RunKey, *, whole: bool = False) -> bool:
-    """Whether the run of a key is in the store, if `whole` with its weights."""
+def is_there(root: Path, key: RunKey, *, weights: bool = False) -> bool:
+    """Whether the run of a key is in the store; if `weights`, with these."""
     folder = key.folder(root)
-    return folder.exists() and (not whole or Run(folder).has_weights)
+    return folder.exists() and (not weights or Run(folder).has_weights)
 
 
-def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None], *, whole: bool = False) -> Run:
-    """The finished run of a key; computed first if it is not there, or `whole` and it has no weights.
+def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None], *, weights: bool = False) -> Run:
+    """The finished run of a key; computed first if it is not there, or has no weights although `weights` are asked for.
 
     An interrupted computation keeps its work folder, which `compute` finds again and may go on from.
 
@@ -154,13 +154,13 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None], *, whole
         SellarecError: the stored run is damaged.
     """
     folder, work = key.folder(root), _work_folder(root, key)
-    if agreed(is_there(root, key, whole=whole)):
+    if agreed(is_there(root, key, weights=weights)):
         return open_run(folder)
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(work.with_suffix(".lock")) if is_main() else nullcontext():
         if is_main() and (work / MANIFEST).exists():  # finished, but not moved when it was stopped
             _move(work, folder)
-        if not agreed(is_there(root, key, whole=whole)):
+        if not agreed(is_there(root, key, weights=weights)):
             run = Run(work)
             run.write_json("config", _description(key, _code_so_far(work)))
             if is_main():
@@ -181,8 +181,8 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None], *, whole
 
 
 def seal(work: Path, folder: Path) -> None:
-    """Turn a work folder into a whole run: its manifest is written, and it is moved to its place in one step, which a
-    run without weights leaves to it."""
+    """Finish a run: write its manifest, then rename its work folder to its place. A run without weights that stands
+    there is replaced."""
     Run(work).write_json("manifest", {"files": _hashes(work)})
     _move(work, folder)
 
@@ -212,13 +212,16 @@ def _work_folder(root: Path, key: RunKey) -> Path:
     return folder.with_name(f".work-{folder.name}")
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: Path, advice: str | None = None) -> Run:
     """Open a finished run after checking every file against its manifest.
+
+    Args:
+        advice: What to do about a damaged one; by default that it may be deleted and computed again.
 
     Raises:
         SellarecError: the manifest or a file is missing or was changed.
     """
-    advice = _advice(folder)
+    advice = advice or f"Delete the folder to have it computed again: {folder}"
     try:
         expected = json.loads((folder / MANIFEST).read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
@@ -229,10 +232,6 @@ def open_run(folder: Path) -> Run:
             what = "is missing" if name not in found else "was changed or added after the run was finished"
             raise SellarecError(f"{folder / name} {what}. {advice}")
     return Run(folder)
-
-
-def _advice(folder: Path) -> str:
-    return f"Delete the folder to have it computed again: {folder}"
 
 
 def _code_so_far(work: Path) -> list[str]:

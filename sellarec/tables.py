@@ -47,7 +47,7 @@ def systems_of(work: Workspace, table: str, needed: Sequence[str]) -> tuple[str,
     wanted = list(dict.fromkeys([*TABLES[table], *needed]))
     missing = [n for n in wanted if n not in needed and not work.is_done(n)]
     if missing:
-        print(f"Not in the store: {', '.join(missing)}. To compute them: sellarec run {table}, with these settings.")
+        print(f"Not in the store: {', '.join(missing)}. To compute them: {work.command('run', table)}")
     for name in missing:
         if reason := work.failure(name):
             print(f"{name} failed: {reason}")
@@ -57,7 +57,7 @@ def systems_of(work: Workspace, table: str, needed: Sequence[str]) -> tuple[str,
 def overall_table(work: Workspace, systems: Sequence[str] = OVERALL, part: str = "all") -> pd.DataFrame:
     """AUC and UAUC of every system on a slice of the test rows, with 95 % user-bootstrap intervals.
 
-    Systems that are not in the store yet are computed.
+    Systems that are not in the store are computed, if the workspace computes.
 
     Returns:
         Indexed by label: `system`; for each metric m: `m`, `m_low`, `m_high`; of the whole test part also `seeds`, how
@@ -76,7 +76,7 @@ def overall_table(work: Workspace, systems: Sequence[str] = OVERALL, part: str =
             line |= _over_seeds([work, *(o for o in others if _has_seed(o, name))], name)
         for n, metric in enumerate(("auc", "uauc")):
             interval = bootstrap.interval(metric, score)
-            line |= {metric: interval.value, f"{metric}_low": interval.low, f"{metric}_high": interval.high}
+            line |= interval.columns(metric)
             if work.dataset.name == "ml-1m" and part == "all":
                 line[f"{metric}_paper"] = PUBLISHED_ML_1M.get(name, (np.nan, np.nan))[n]
         lines.append(line)
@@ -121,7 +121,7 @@ def difference_table(
         line: dict[str, object] = {"against": find_system(name).label}
         for metric in ("auc", "uauc"):
             interval = bootstrap.interval(metric, *((other, score) if gains else (score, other)))
-            line |= {metric: interval.value, f"{metric}_low": interval.low, f"{metric}_high": interval.high}
+            line |= interval.columns(metric)
             line[f"{metric}_verdict"] = verdict(interval) if bootstrap.users >= FEWEST_USERS else "too few users"
         lines.append(line)
     table = pd.DataFrame(lines).set_index("against")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sellarec.distributed import agreed, is_main, rank, summed, wait, world
-from sellarec.errors import SellarecError
+from sellarec.errors import SellarecError, at_least
 from sellarec.evaluation import auc
 from sellarec.progress import Progress
 
@@ -56,7 +56,10 @@ class TrainConfig:
     evaluations: int = 2
     """How often validation AUC is measured, evenly spaced; the best checkpoint is kept."""
     checkpoint_seconds: float = 60.0
-    """A killed run loses at most so much work."""
+    """Seconds of work that a killed run loses at most."""
+
+    def __post_init__(self) -> None:
+        at_least(self, rows=1, epochs=1, batch=1, accumulate=1, evaluations=1)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from sellarec.backbone.engine import (
 )
 from sellarec.backbone.language_model import (
     TokenRow,
+    _window,
     answer_token_ids,
     open_language_model,
     reserved_token_ids,
@@ -287,9 +288,12 @@ def test_the_norm_of_a_token_is_that_of_what_the_first_layer_reads(lm):
     assert looked_up.min() < lm.token_norm() < looked_up.max()
 
 
-def test_prompts_stay_within_the_window_of_sliding_attention(lm):
+def test_prompts_stay_within_known_positions_and_the_window_of_sliding_attention(lm):
     slides = lm.model.config.model_type.startswith("gemma3")
     assert lm.max_tokens == (512 if slides else 1024)
+    shorter = copy.copy(lm.model.config)
+    shorter.max_position_embeddings = 300
+    assert _window(shorter) == 300
 
 
 def test_long_prompts_lose_their_oldest_text_and_keep_the_soft_tokens(lm, rows):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from sellarec import cli
-from sellarec.config import PROFILES, Config, make_config
+from sellarec.config import PROFILES, Config, as_options, make_config, words_of
+from sellarec.data.open import DataConfig, open_dataset
 from sellarec.errors import SellarecError
 from sellarec.systems.base import Workspace
 from sellarec.tables import overall_table, pretty, systems_of
@@ -80,6 +81,12 @@ def test_doctor_says_what_is_chosen_and_what_is_missing(capsys):
         (["run", "selle"], "Did you mean 'sella'"),
         (["run", "sella", "--profile", "quik"], "Did you mean 'quick'"),
         (["run", "mf", "--dataset", "nowhere.csv"], "neither a registered name nor"),
+        (["run"], "name a system or a table first"),
+        (["run", "--profile", "smoke"], "name a system or a table first"),
+        (["run", "table3", "--weights"], "--weights is of one system"),
+        (["run", "mf", "--seeds", "3"], "--seeds is of a table"),
+        (["run", "table3", "--seeds", "0"], "at least 1"),
+        (["run", "mf", "--mf.epochs", "0"], "epochs is 0; it must be at least 1"),
         (["fetch", "ml1m"], "Did you mean 'ml-1m'"),
         (["profile", "ful"], "Did you mean 'full'"),
     ],
@@ -97,16 +104,9 @@ def test_an_unknown_option_gets_the_nearest_one(capsys):
     assert "--stage3.rows" in capsys.readouterr().err
 
 
-def options(small):
-    words = []
-    for name, value in small.items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    return words
-
-
 def test_run_prints_metrics_and_the_folder(planted_table, tmp_path, capsys):
     words = ["run", "mf_bias", "--profile", "smoke", "--dataset", str(planted_table), "--runs", str(tmp_path)]
-    cli.main([*words, *options(SMALL)])
+    cli.main([*words, *as_options(SMALL)])
     out = capsys.readouterr().out
     assert "test all   AUC 0." in out
     assert (tmp_path / "planted" / "no-llm" / "mf_bias").is_dir()
@@ -180,3 +180,34 @@ def test_files_named_from_here_are_found_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / "ml-1m").mkdir()  # a registered name stays one
     assert make_config("smoke", "ml-1m", backbone="some/hub-id").dataset == "ml-1m"
     assert make_config("smoke", "ml-1m", backbone="some/hub-id").backbone == "some/hub-id"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"stage3.records": False, "stage1.rows": None, "seed": 7},
+        {"stage2.alignment": 0.5, "lora.checkpointing": True, "prompt.genres": False, "stage3.order": "warm,user+item"},
+    ],
+)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_configuration_is_told_as_options_that_give_it_again(profile, changes):
+    config = make_config(profile, "ml-1m", **changes)
+    words = words_of(config)
+    assert words[words.index("--profile") + 1] == profile and len(words) <= 6 + 2 * len(changes)
+    assert cli._parse(cli.RunCommand, ["sella", *words], "sellarec run", system="sella").config == config
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("stage1.evaluations", 0), ("stage3.batch", 0), ("stage2.epochs", -1), ("mf.patience", 0), ("stage1.rows", 0)],
+)
+def test_numbers_with_which_nothing_can_be_trained_are_refused(name, value):
+    with pytest.raises(SellarecError, match=f"{name.split('.')[1]} is {value}; it must be at least 1"):
+        make_config(**{name: value})
+
+
+def test_settings_that_a_dataset_does_not_leave_open_are_refused_before_it_is_read():
+    for name, change in (("ml-1m", {"test_from": 0.9}), ("ml-100k", {"domain": "song"})):
+        with pytest.raises(SellarecError, match=f"has no effect on {name}"):
+            open_dataset(name, DataConfig(**change))

@@ -1,6 +1,7 @@
 """What `sellarec plan` foretells, against what happens."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -177,7 +178,7 @@ def test_the_command_prints_a_plan_for_this_machine_or_another(planted_table, ll
     words = ["plan", "--dataset", str(planted_table), "--backbone", str(llama), "--profile", "smoke"]
     cli.main(words)
     said = capsys.readouterr().out
-    assert ("stage 3, soft tokens" in said and "float32 on cpu" in said) or "bfloat16 on cpu" in said
+    assert "stage 3, soft tokens" in said and re.search("(float32|bfloat16) on cpu", said)
     cli.main([*words, "--device", "cuda", "--memory", "80", "--tflops", "400"])
     assert "bfloat16 on cuda" in capsys.readouterr().out
     cli.main([*words, "--device", "cuda", "--memory", "24", "--tflops", "100", "--processes", "4", "--split"])

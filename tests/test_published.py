@@ -100,7 +100,7 @@ def test_a_run_that_was_not_moved_when_it_was_stopped_is_not_computed_again(
     folder, done = work.run("mf").folder, small_workspace.run("mf").folder
     shutil.copytree(done, folder.with_name(f".work-{folder.name}"))
     monkeypatch.setattr(Workspace, "_compute", lambda *_: pytest.fail("it was computed again"))
-    assert Workspace(work.config, work.root).whole("mf").has_weights
+    assert Workspace(work.config, work.root).with_weights("mf").has_weights
     assert not list(folder.parent.glob(".*"))
 
 

@@ -282,10 +282,11 @@ def test_a_kill_between_training_and_scoring_does_not_train_again(planted_table,
     }
 
 
-def test_raw_logits_far_from_zero_stay_apart():
-    logits = np.array([17.0, 18.0, 19.0, 20.0], dtype=np.float32)
-    assert len(set(probabilities(logits, raw_yes=True).tolist())) == 4
-    assert probabilities(logits, raw_yes=True) == pytest.approx(sigmoid(logits - 18.5))
+def test_raw_logits_keep_their_order_far_from_zero_and_whoever_is_asked_beside_them():
+    logits = np.array([-20.0, 0.0, 17.0, 18.0, 20.0, 200.0, 200.1], dtype=np.float32)
+    found = probabilities(logits, raw_yes=True)
+    assert (np.diff(found) > 0).all() and found[[0, 1, 4]].tolist() == [0.25, 0.5, 0.75]
+    assert probabilities(logits[:1], raw_yes=True) == found[:1]
     assert probabilities(logits, raw_yes=False) == pytest.approx(sigmoid(logits))
 
 

@@ -113,3 +113,9 @@ def test_ids_that_do_not_exist_are_explained(explorer):
 def test_a_history_of_500_titles_is_scored(explorer):
     case = explorer.case(1, 2, tuple(range(1, 31)) * 17)
     assert np.isfinite(explorer.log_odds([case])).all()
+
+
+def test_runs_that_score_raw_logits_have_no_what_ifs(small_workspace):
+    work = small_workspace.variant({"evaluation.raw_yes": True})
+    with pytest.raises(SellarecError, match="raw_yes"):
+        Explorer(work)

@@ -7,7 +7,6 @@ from shared import KEYS, current_work, needs, show
 
 from sellarec import figures, tables
 from sellarec.analysis import alignment
-from sellarec.errors import SellarecError
 from sellarec.systems.base import Workspace
 
 work = current_work()
@@ -38,11 +37,10 @@ left.dataframe(neighbours(clouds.projected), hide_index=True)
 right.subheader("Nearest by title")
 right.dataframe(neighbours(clouds.distilled), hide_index=True)
 st.caption("By behaviour: projected collaborative vectors. By title: vectors that the language model gave.")
-try:
-    points = tables.with_titles(work, alignment.alignment_map(work))
-except SellarecError:
+if not alignment.has_map(work):
     st.info("The t-SNE is not in the run store yet. The report computes it: sellarec report")
     st.stop()
+points = tables.with_titles(work, alignment.alignment_map(work))
 figure = figures.map_figure(points)
 if item not in set(points["item"]):
     st.caption(f"This title is not among the {points['item'].nunique():,} that were drawn for the map.")

@@ -75,7 +75,7 @@ def after_stage_3(work: Workspace, system: str = "sella") -> Clouds:
     from sellarec.systems.registry import find_system
 
     place = work.variant(find_system(system).changes)
-    soft = load_soft_tokens(place, work.whole(system))
+    soft = load_soft_tokens(place, work.with_weights(system))
     return _clouds(place, soft.mf, soft.collab_projection, soft.semantic)
 
 
@@ -155,6 +155,11 @@ def alignment_map(work: Workspace) -> pd.DataFrame:
     return pd.read_parquet(work.run_of(MAP).folder / "map.parquet")
 
 
+def has_map(work: Workspace) -> bool:
+    """Whether the t-SNE is in the store."""
+    return work.has(MAP)
+
+
 def _map(work: Workspace, run: Run) -> None:
     from openTSNE import TSNE  # late: it compiles for a second
 
@@ -196,7 +201,7 @@ def _clouds(
 def _clouds_of(
     work: Workspace, mf: torch.nn.Module, projection: torch.nn.Module, semantic: torch.nn.Embedding, items: torch.Tensor
 ) -> Clouds:
-    distilled = work.whole("semantic").tensors("semantic")["semantic"]
+    distilled = work.with_weights("semantic").tensors("semantic")["semantic"]
     with torch.inference_mode():
         projected = projection(mf.item_features(items.to(semantic.weight.device))).cpu().numpy()
     chosen = items.numpy()

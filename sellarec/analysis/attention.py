@@ -5,6 +5,8 @@ Attention describes where the model looks; only leaving a part out shows whether
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 
@@ -48,7 +50,7 @@ def effects(work: Workspace) -> pd.DataFrame:
         line: dict[str, float] = {"rows": part["row"].nunique()}
         for name, values in (("size", np.abs(delta)), ("mean", delta)):
             interval = mean_interval(user, values)
-            line |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            line |= interval.columns(name)
         lines[change] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 
@@ -84,8 +86,8 @@ def _average(work: Workspace, run: Run) -> None:
         for change, delta in found["delta"].iloc[1:].items():
             kind = "without one title" if change in titles else change
             changes.append({"row": row, "user": user, "change": kind, "delta": delta})
-        unread = explorer.log_odds([Case(**{**vars(case), "history": ()})]).astype(np.float64)[0]
         if case.history:
+            unread = explorer.log_odds([dataclasses.replace(case, history=())]).astype(np.float64)[0]
             delta = unread - found["log_odds"].iloc[0]
             changes.append({"row": row, "user": user, "change": "without all titles", "delta": delta})
     run.save_table("attention", pd.DataFrame(attention))

@@ -68,7 +68,7 @@ def calibration_table(work: Workspace, systems: Sequence[str]) -> pd.DataFrame:
         loss = -np.mean(np.where(label == 1, np.log(clipped), np.log1p(-clipped)))
         ece = ece_interval(bootstrap, score)
         line = {"label": find_system(name).label, "system": name}
-        line |= {"ece": ece.value, "ece_low": ece.low, "ece_high": ece.high, "log_loss": loss}
+        line |= ece.columns("ece") | {"log_loss": loss}
         lines.append(line | {"probability": score.mean(), "liked": label.mean()})
     return pd.DataFrame(lines).set_index("label")
 

@@ -43,7 +43,7 @@ def score_candidates(
         raise SellarecError(f"{system.label} gives no scores.")
     dataset, rows = with_candidates(work.dataset, user, items, liked)
     place = _OnOtherRows(work.variant(system.changes), dataset)
-    return system.score(place, work.whole(name), rows)
+    return system.score(place, work.with_weights(name), rows)
 
 
 def with_candidates(
@@ -96,5 +96,5 @@ class _OnOtherRows(Workspace):
     def run_of(self, system: System) -> Run:
         return self._origin.run_of(system)
 
-    def whole(self, name: str) -> Run:
-        return self._origin.whole(name)
+    def with_weights(self, name: str) -> Run:
+        return self._origin.with_weights(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +76,7 @@ def _beats_all(work: Workspace) -> Claim:
     return Claim("SeLLa-Rec beats every baseline", "Table 3", total, evidence)
 
 
-def _tokens_help(work: Workspace) -> Sequence[Claim]:
+def _tokens_help(work: Workspace) -> Iterator[Claim]:
     gain = _gain(work, "tallrec")
     yield Claim("Stage 3, its tokens and its rows, improves on stage 1", "Table 3", gain.verdict, str(gain))
     if work.is_done("tallrec_further"):
@@ -84,7 +84,7 @@ def _tokens_help(work: Workspace) -> Sequence[Claim]:
         yield Claim("Soft tokens improve on text tuned on the same rows", "Table 3", gain.verdict, str(gain))
 
 
-def _tokens_help_warm_and_cold(work: Workspace) -> Sequence[Claim]:
+def _tokens_help_warm_and_cold(work: Workspace) -> Iterator[Claim]:
     masks, rows = slices.warm_masks(work), work.part("test")
     for part in ("warm", "cold"):
         if rows[masks[part]]["label"].nunique() == 2:

@@ -70,7 +70,7 @@ def metrics_on(work: Workspace, systems: Sequence[str], masks: Mapping[str, np.n
             line |= {"users": chosen["user"].nunique(), "uauc_users": counted}
             for metric in ("auc", "uauc"):
                 interval = bootstrap.interval(metric, score)
-                line |= {metric: interval.value, f"{metric}_low": interval.low, f"{metric}_high": interval.high}
+                line |= interval.columns(metric)
             lines.append(line)
     return pd.DataFrame(lines)
 

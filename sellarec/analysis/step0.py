@@ -47,8 +47,7 @@ def step0_table(work: Workspace) -> pd.DataFrame:
         own = bootstrap.interval("auc", score)
         gain = bootstrap.interval("auc", first, score)
         lines[name] = {"rows": len(frame), "users": bootstrap.users, "draws": len(score)}
-        lines[name] |= {"auc": own.value, "auc_low": own.low, "auc_high": own.high}
-        lines[name] |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
+        lines[name] |= own.columns("auc") | gain.columns("gain")
     return pd.DataFrame.from_dict(lines, orient="index")
 
 

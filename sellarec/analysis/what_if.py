@@ -113,8 +113,10 @@ class Explorer:
     """The trained SeLLa-Rec of a workspace, ready to score cases."""
 
     def __init__(self, work: Workspace) -> None:
+        if work.config.evaluation.raw_yes:
+            raise SellarecError("What-ifs are told in log-odds; runs with evaluation.raw_yes score something else.")
         self.work, self.dataset = work, work.dataset
-        run = work.whole("sella")
+        run = work.with_weights("sella")
         self._lm, self._soft = work.tuned_model, load_soft_tokens(work, run)
         self.tokens = phases(work.config.stage3)[-1][0]
         self._prefixes: dict[tuple[int, ...], object] = {}

@@ -176,14 +176,16 @@ def wrap_language_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, pl
         placement,
         answer_ids=answer_token_ids(tokenizer),
         soft_ids=dict(zip(SOFT_TOKENS, reserved_token_ids(model, tokenizer, len(SOFT_TOKENS)), strict=True)),
-        max_tokens=min(MAX_TOKENS, _window(model.config)),
+        max_tokens=_window(model.config),
     )
 
 
 def _window(config: object) -> int:
-    """Tokens within which sliding attention is full attention; beyond it padding before a token would count."""
+    """Tokens that a prompt may have: positions that the model knows, and those within which sliding attention is full
+    attention; beyond it padding before a token would count."""
     slides = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    return config.sliding_window if slides else MAX_TOKENS
+    known = getattr(config, "max_position_embeddings", None) or MAX_TOKENS
+    return min(MAX_TOKENS, known, config.sliding_window if slides else MAX_TOKENS)
 
 
 def answer_token_ids(tokenizer: PreTrainedTokenizerBase, cue: str = "Answer:") -> tuple[int, int]:
@@ -197,10 +199,12 @@ def answer_token_ids(tokenizer: PreTrainedTokenizerBase, cue: str = "Answer:") -
     for answer in (" Yes", " No"):
         ids = tokenizer(cue + answer, add_special_tokens=False)["input_ids"]
         if ids[: len(base)] != base or len(ids) != len(base) + 1:
-            raise SellarecError(f"This tokenizer does not continue '{cue}' with{answer!r} as one token of its own.")
+            raise SellarecError(
+                f"This tokenizer does not continue '{cue}' with {answer!r} as one token; use another backbone."
+            )
         found.append(ids[len(base)])
     if found[0] == found[1]:
-        raise SellarecError("This tokenizer gives Yes and No the same first token; they cannot be told apart.")
+        raise SellarecError("This tokenizer gives Yes and No the same first token; use another backbone.")
     return found[0], found[1]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from sellarec.data.dataset import Dataset
-from sellarec.errors import SellarecError
+from sellarec.errors import SellarecError, at_least
 from sellarec.evaluation import auc
 from sellarec.progress import Progress
 
@@ -39,6 +39,9 @@ class FitConfig:
     """At most so many passes over the training part."""
     patience: int = 20
     """Stop after so many epochs without a better validation AUC."""
+
+    def __post_init__(self) -> None:
+        at_least(self, dim=1, batch=1, epochs=1, patience=1)
 
 
 @dataclass(frozen=True)

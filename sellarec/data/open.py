@@ -28,6 +28,14 @@ class DataConfig:
     """The noun for an item of an own table in prompts: "song", "restaurant"."""
 
 
+FIXED = {
+    "ml-100k": ("domain",),
+    "ml-1m": ("valid_from", "test_from", "domain"),
+    "amazon-book": ("valid_from", "test_from", "domain"),
+}
+"""Settings that a dataset's protocol does not leave open."""
+
+
 @lru_cache(maxsize=4)
 def open_dataset(name: str, config: DataConfig = DataConfig()) -> Dataset:
     """The dataset of a registered name or of an own table.
@@ -35,8 +43,8 @@ def open_dataset(name: str, config: DataConfig = DataConfig()) -> Dataset:
     Raises:
         SellarecError: neither a registered name nor an existing file, or something is wrong with the files.
     """
-    cut = cut_by_span(config.valid_from, config.test_from)
-    domain = "movie" if name in sources.DATASETS else config.domain
+    _refuse_idle_settings(name, config)
+    cut, domain = cut_by_span(config.valid_from, config.test_from), config.domain
     if name == "ml-1m":
         tables = readers.read_ml_1m(sources.fetch(name))
         # Twenty months, June 2001 to January 2003, cut as CoLLM does.
@@ -61,3 +69,11 @@ def open_dataset(name: str, config: DataConfig = DataConfig()) -> Dataset:
         strict_history=config.strict_history,
         domain=domain,
     )
+
+
+def _refuse_idle_settings(name: str, config: DataConfig) -> None:
+    """A setting that changes nothing would still make new runs of everything."""
+    for setting in FIXED.get(name, ()):
+        if getattr(config, setting) != getattr(DataConfig(), setting):
+            option = f"--data.{setting.replace('_', '-')}"
+            raise SellarecError(f"{option} has no effect on {name}, whose protocol fixes it. Leave it out.")

@@ -1,4 +1,4 @@
-"""Plotly figures from tables and runs. One pure function a figure; one visual style; nothing is computed here."""
+"""Plotly figures from tables and runs. A pure function each, one visual style; nothing is trained or scored here."""
 
 from sellarec.figures.alignment import cosine_figure, map_figure
 from sellarec.figures.attention import (

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sellarec.figures.style import LAYOUT, titled
+from sellarec.figures.style import LAYOUT, error_bars, titled
 
 SEGMENT_COLOURS = {
     "sink": "#CCCCCC",
@@ -124,15 +124,6 @@ def effects_figure(table: pd.DataFrame, value: str, title: str, note: str = "") 
     Args:
         table: Indexed by change; `value`, and perhaps `value`_low and `value`_high, are its columns.
     """
-    error = {}
-    if f"{value}_low" in table:
-        error = {
-            "error_x": {
-                "array": table[f"{value}_high"] - table[value],
-                "arrayminus": table[value] - table[f"{value}_low"],
-                "thickness": 2,
-            }
-        }
     figure = go.Figure()
     figure.add_bar(
         x=table[value],
@@ -140,7 +131,7 @@ def effects_figure(table: pd.DataFrame, value: str, title: str, note: str = "") 
         orientation="h",
         marker_color=np.where(table[value] < 0, "#0072B2", "#D55E00"),
         hovertemplate="%{y}: %{x:+.3f}<extra></extra>",
-        **error,
+        error_x=error_bars(table, value) if f"{value}_low" in table else None,
     )
     figure.add_vline(x=0, line={"color": "#888888"})
     figure.update_layout(**LAYOUT, height=170 + 34 * len(table), xaxis_title="change of the log-odds")

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sellarec.figures.style import COLOURS, LAYOUT, LEGEND_BELOW, titled
+from sellarec.figures.style import COLOURS, LAYOUT, LEGEND_BELOW, error_bars, titled
 
 
 def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
@@ -24,11 +24,7 @@ def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
             figure.add_scatter(
                 x=[line[metric]],
                 y=[label],
-                error_x={
-                    "array": [line[f"{metric}_high"] - line[metric]],
-                    "arrayminus": [line[metric] - line[f"{metric}_low"]],
-                    "thickness": 2,
-                },
+                error_x=error_bars(table.loc[[label]], metric),
                 mode="markers",
                 marker={"size": 11, "color": COLOURS.get(line["system"], "#333333")},
                 name=label,
@@ -66,11 +62,7 @@ def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
         figure.add_scatter(
             x=table[metric],
             y=list(table.index),
-            error_x={
-                "array": table[f"{metric}_high"] - table[metric],
-                "arrayminus": table[metric] - table[f"{metric}_low"],
-                "thickness": 2,
-            },
+            error_x=error_bars(table, metric),
             mode="markers",
             marker={"size": 10, "color": COLOURS["sella"]},
             customdata=table[f"{metric}_verdict"],
@@ -102,12 +94,7 @@ def slices_figure(table: pd.DataFrame, title: str, note: str = "") -> go.Figure:
             figure.add_bar(
                 x=lines["part"].map(place),
                 y=lines[metric],
-                error_y={
-                    "array": lines[f"{metric}_high"] - lines[metric],
-                    "arrayminus": lines[metric] - lines[f"{metric}_low"],
-                    "thickness": 1,
-                    "width": 2,
-                },
+                error_y=error_bars(lines, metric, thickness=1, width=2),
                 name=lines["label"].iloc[0],
                 marker_color=COLOURS.get(system, "#333333"),
                 legendgroup=system,

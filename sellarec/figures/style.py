@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import plotly.graph_objects as go
 
 # Okabe and Ito's palette, then Tol's muted one: distinct for colour-blind readers; one colour per system everywhere.
@@ -49,6 +50,12 @@ def export_figure(figure: go.Figure, name: str, folder: str | Path | None) -> go
         if not path.is_file() or path.read_text() != spec:  # an untouched file tells the report that its images stand
             path.write_text(spec)
     return figure
+
+
+def error_bars(table: pd.DataFrame, name: str, **style: float) -> dict:
+    """A plotly error bar from the columns `name`, `name`_low and `name`_high."""
+    above, below = table[f"{name}_high"] - table[name], table[name] - table[f"{name}_low"]
+    return {"array": above, "arrayminus": below, "thickness": 2, **style}
 
 
 def titled(figure: go.Figure, title: str, note: str) -> go.Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ import pandas as pd
 from sellarec.backbone.language_model import LanguageModel, open_language_model
 from sellarec.backbone.loading import choose_placement, identity
 from sellarec.backbone.lora import merge_lora
-from sellarec.config import Config, change_config
+from sellarec.config import Config, change_config, words_of
 from sellarec.data.dataset import Dataset, sample_rows, sample_users
 from sellarec.data.open import open_dataset
 from sellarec.distributed import agreed, is_main, wait, world
@@ -71,6 +72,7 @@ class Workspace:
         self.root = Path(root)
         self.computes = computes
         self._runs: dict[str, Run] = {}
+        self._opened: dict[str, Run] = {}  # by key; variants share it, so that no file is hashed twice
         self._parent: Workspace | None = None
 
     @cached_property
@@ -87,13 +89,12 @@ class Workspace:
             return sample_users(rows, chosen.test_rows, seed=0)
         return sample_rows(rows, chosen.valid_rows, seed=0) if split == "valid" else rows
 
-    @property
-    def scores_all_test_rows(self) -> bool:
-        return len(self.part("test")) == len(self.dataset.part("test"))
-
     @cached_property
     def base_model(self) -> LanguageModel:
         """The untuned backbone in its working dtype."""
+        parent, decides = self._parent, ("backbone", "dtype", "split")
+        if parent and all(getattr(parent.config, name) == getattr(self.config, name) for name in decides):
+            return parent.base_model
         lm = self.fresh_model()
         return lm.with_model(lm.placement.cast(lm.model))
 
@@ -104,31 +105,25 @@ class Workspace:
     @cached_property
     def tuned_model(self) -> LanguageModel:
         """The backbone with the stage-1 adapter merged; frozen."""
-        from sellarec.systems.registry import find_system  # the registry imports every system
-
-        parent, stage1 = self._parent, find_system("tallrec")
+        parent, stage1 = self._parent, _find("tallrec")
         if not self.config.lora.rank:
             return self.base_model
         if parent and parent._key(stage1).digest == self._key(stage1).digest:
             return parent.tuned_model
-        return merge_lora(self.fresh_model(), self.whole("tallrec").weights("adapter"))
+        return merge_lora(self.fresh_model(), self.with_weights("tallrec").weights("adapter"))
 
     def run(self, name: str) -> Run:
         """The finished run of a system; it and what it needs are computed if they are missing."""
-        from sellarec.systems.registry import find_system
+        return self.run_of(_find(name))
 
-        return self._runs.get(name) or self.run_of(find_system(name))
-
-    def whole(self, name: str) -> Run:
+    def with_weights(self, name: str) -> Run:
         """As `run`, with the run's weights: one that was published without them is computed again in its place, and how
         far its scores then are from the published ones is said.
         """
-        from sellarec.systems.registry import find_system
-
-        run, system = self.run(name), find_system(name)
+        run, system = self.run(name), _find(name)
         if not run.has_weights:
             published = run.scores["score"] if system.score else None  # read before it is replaced
-            run = self._runs[name] = self._ensure(system, whole=True)
+            run = self._runs[name] = self._ensure(system, weights=True)
             if published is not None and is_main():
                 gap = (run.scores["score"] - published).abs()
                 print(
@@ -144,15 +139,25 @@ class Workspace:
             self._runs[system.name] = self._ensure(system)
         return self._runs[system.name]
 
-    def _ensure(self, system: System, *, whole: bool = False) -> Run:
-        place = self.variant(system.changes)
-        key = place._key(system)
-        if not self.computes and not is_there(self.root, key, whole=whole):
-            if whole:
-                way = f"Compute them with: sellarec run {system.name} --weights, with these settings."
+    def _ensure(self, system: System, *, weights: bool = False) -> Run:
+        variant = self.variant(system.changes)
+        key = variant._key(system)
+        opened = self._opened.get(key.digest)
+        if opened and (opened.has_weights or not weights):
+            return opened
+        if not self.computes and not is_there(self.root, key, weights=weights):
+            if weights:
+                way = f"Compute them with: {self.command('run', system.name, '--weights')}"
                 raise SellarecError(f"{system.label} was published without its weights. {way}")
             raise SellarecError(f"{system.label} is not in the run store {self.root}; nothing computes it here.")
-        return ensure_run(self.root, key, lambda run: place._compute(system, run), whole=whole)
+        run = ensure_run(self.root, key, lambda run: variant._compute(system, run), weights=weights)
+        self._opened[key.digest] = run
+        return run
+
+    def command(self, *words: str) -> str:
+        """A command line of `sellarec` for this workspace's settings and store, as one would type it."""
+        store = () if self.root == Path("runs") else ("--runs", str(self.root))
+        return shlex.join(["sellarec", *words, *words_of(self.config), *store])
 
     def test_scores(self, name: str) -> np.ndarray:
         """A system's probabilities of the scored test rows, in the order of `part("test")`, shape (n,), float32."""
@@ -162,17 +167,23 @@ class Workspace:
         """The workspace under changed settings; it shares this one's dataset and language models where they agree."""
         if not changes:
             return self
-        place = Workspace(change_config(self.config, changes), self.root, computes=self.computes)
-        place._parent = self
-        return place
+        variant = Workspace(change_config(self.config, changes), self.root, computes=self.computes)
+        variant._parent, variant._opened = self, self._opened
+        return variant
 
     def is_done(self, name: str) -> bool:
         """Whether a system's run, and all that it needs, is in the store."""
-        from sellarec.systems.registry import find_system
+        return self.has(_find(name))
 
-        system = find_system(name)
-        place = self.variant(system.changes)
-        return all(place.is_done(n) for n in system.needs) and place._key(system).folder(self.root).exists()
+    def has(self, system: System) -> bool:
+        """As `is_done`, also for a step that is not in the registry."""
+        variant = self.variant(system.changes)
+        return all(variant.is_done(n) for n in system.needs) and variant._key(system).folder(self.root).exists()
+
+    def _resolve(self, name: str) -> tuple[System, Workspace]:
+        """A system, and the workspace under whose settings it is computed."""
+        system = _find(name)
+        return system, self.variant(system.changes)
 
     def _key(self, system: System) -> RunKey:
         settings = system.settings(self.config)  # before the upstream runs: a typo should not cost hours
@@ -213,21 +224,15 @@ class Workspace:
 
     def begun(self, name: str) -> list[str]:
         """Of a missing system and all that it needs, the ones whose computation was begun and is not finished."""
-        from sellarec.systems.registry import find_system
-
-        system = find_system(name)
-        place = self.variant(system.changes)
-        found = [n for need in system.needs for n in place.begun(need)]
+        system, variant = self._resolve(name)
+        found = [n for need in system.needs for n in variant.begun(need)]
         key = self._key_if_ready(name)
         return [*dict.fromkeys(found), *([name] if key and is_begun(self.root, key) else [])]
 
     def _key_if_ready(self, name: str) -> RunKey | None:
         """A system's key; None if a run that it grows from is missing."""
-        from sellarec.systems.registry import find_system
-
-        system = find_system(name)
-        place = self.variant(system.changes)
-        return place._key(system) if all(place.is_done(n) for n in system.needs) else None
+        system, variant = self._resolve(name)
+        return variant._key(system) if all(variant.is_done(n) for n in system.needs) else None
 
     def _compute(self, system: System, run: Run) -> None:
         """Of several processes all take part where there is a language model; the others wait otherwise."""
@@ -262,6 +267,12 @@ class Workspace:
         run.write_json("metrics", by_split)
 
 
+def _find(name: str) -> System:
+    from sellarec.systems.registry import find_system  # late: the registry imports every system, and these this module
+
+    return find_system(name)
+
+
 def _as_dict(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as a key holds them. One that was added later is left out at its default: older runs keep their keys."""
     return {k: _values(v) if dataclasses.is_dataclass(v) else v for k, v in settings.items()}
@@ -273,9 +284,12 @@ def _values(settings: Any) -> dict[str, Any]:
 
 
 def probabilities(found: np.ndarray, raw_yes: bool) -> np.ndarray:
-    """What a language model's scores become, float32. The raw logit of Yes has no zero of its own and is centred: far
-    from it float32 could not tell two probabilities apart."""
-    return sigmoid(found - found.mean() if raw_yes else found)
+    """What a language model's scores become, float32 in [0, 1]. The raw logit of Yes is no log-odds: only its order
+    means something, and it is mapped so slowly that float32 tells logits of 20 or 200 apart."""
+    if not raw_yes:
+        return sigmoid(found)
+    found = found.astype(np.float64)
+    return (0.5 + 0.5 * found / (20 + np.abs(found))).astype(np.float32)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -60,7 +60,7 @@ def _score_binary(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
 
 
 def _tokenizer(work: Workspace):
-    model, text = _trained(work, work.whole("binary_mf")), CODES[work.config.binllm.code]
+    model, text = _trained(work, work.with_weights("binary_mf")), CODES[work.config.binllm.code]
     of_user = [text(b) for b in model.user_bits(torch.arange(work.dataset.n_users + 1))]
     of_item = [text(b) for b in model.item_bits(torch.arange(work.dataset.n_items + 1))]
     writer = PromptWriter(work.dataset, work.config.prompt, (USER, ITEM))

@@ -259,7 +259,7 @@ def train_tokens(
         model,
         chosen["label"].to_numpy(),
         rows,
-        lambda: (valid["label"].to_numpy(), on_valid.score(label="stage 3, validation")),
+        lambda: (valid["label"].to_numpy(), on_valid.score(config.evaluation.raw_yes, "stage 3, validation")),
         config.stage3,
         config.seed,
         run.scratch(f"phase{phase}"),

@@ -95,7 +95,7 @@ def items_without_contrast(work: Workspace) -> np.ndarray:
 
 def aligned_parts(work: Workspace) -> tuple[MatrixFactorization, Projection, nn.Embedding]:
     """What stage 2 learnt: the collaborative model, its projection, and the semantic embeddings, all trainable."""
-    run = work.whole("sella_collab")
+    run = work.with_weights("sella_collab")
     mf = new_mf(work.dataset, work.config.stage2)
     mf.load_state_dict(_prefixed(run, "aligned", "mf."))
     semantic = nn.Embedding.from_pretrained(

@@ -36,7 +36,7 @@ def standardized(raw: np.ndarray) -> np.ndarray:
 
 def semantic_embedding(work: Workspace) -> nn.Embedding:
     """The distilled vectors by item id, trainable."""
-    table = torch.from_numpy(work.whole("semantic").tensors("semantic")["semantic"])
+    table = torch.from_numpy(work.with_weights("semantic").tensors("semantic")["semantic"])
     return nn.Embedding.from_pretrained(table, freeze=False)
 
 

@@ -68,11 +68,12 @@ def _fit_stage1(work: Workspace, run: Run) -> None:
     valid_rows = prompts_of(work, lm, valid.index.to_numpy())
     rows = chosen.index.to_numpy()
     model = TextModel(lm, prompts_of(work, lm, rows, new_user=hide_users(work, rows, config.stage1.cold_users)))
+    raw_yes = config.evaluation.raw_yes
     train(
         model,
         chosen["label"].to_numpy(),
         rows,
-        lambda: (valid["label"].to_numpy(), score_rows(lm, valid_rows, label="stage 1, validation")),
+        lambda: (valid["label"].to_numpy(), score_rows(lm, valid_rows, raw_yes=raw_yes, label="stage 1, validation")),
         config.stage1,
         config.seed,
         run.scratch("stage1"),

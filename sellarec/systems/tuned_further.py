@@ -31,18 +31,22 @@ Tokenize = Callable[[LanguageModel, np.ndarray, np.ndarray], list[TokenRow]]
 
 def tune_further(work: Workspace, run: Run, tokenize: Tokenize, label: str, soft: nn.Module | None = None) -> None:
     """Train on stage 3's rows as stage 1 was trained, and save the adapter. `soft` is as in `TextModel`."""
-    lm = resume_lora(
-        work.fresh_model(), work.whole("tallrec").weights("adapter"), checkpointing=work.config.lora.checkpointing
-    )
-    chosen, valid = stage3_rows(work), work.part("valid")
+    adapter = work.with_weights("tallrec").weights("adapter")
+    lm = resume_lora(work.fresh_model(), adapter, checkpointing=work.config.lora.checkpointing)
+    chosen, valid, raw_yes = stage3_rows(work), work.part("valid"), work.config.evaluation.raw_yes
     rows = chosen.index.to_numpy()
     model = TextModel(lm, tokenize(lm, rows, hide_users(work, rows, work.config.stage3.cold_users)), soft)
     valid_rows = tokenize(lm, valid.index.to_numpy(), np.zeros(len(valid), dtype=bool))
+
+    def on_valid() -> tuple[np.ndarray, np.ndarray]:
+        found = score_rows(lm, valid_rows, soft, raw_yes=raw_yes, label=f"{label}, validation")
+        return valid["label"].to_numpy(), found
+
     train(
         model,
         chosen["label"].to_numpy(),
         rows,
-        lambda: (valid["label"].to_numpy(), score_rows(lm, valid_rows, soft, label=f"{label}, validation")),
+        on_valid,
         work.config.stage1,
         work.config.seed,
         run.scratch("further"),
