@@ -232,7 +232,7 @@ def _go_to(row: pd.Series) -> None:
 
 
 def _from_url(name: str, valid: list[int], hint: str) -> int:
-    """Where in `valid` the number stands that the URL names, or else the page before; 0, with a warning, if nowhere."""
+    """Index in `valid` of the number in the URL, or else of the one shown last; 0, with a warning, if it is not valid."""
     wanted = st.query_params.get(name) or st.session_state.get(f"last {name}", "")
     if wanted.isdigit() and int(wanted) in valid:
         return valid.index(int(wanted))

@@ -28,7 +28,7 @@ YEAR_START, DAYS, DAY = 1483228800, 365, 86400  # 1 January 2017
 PER_USER = 34
 """Reviews in 2017 of an active user, each of another active book."""
 PARAGRAPHS, WORDS = 2000, 110
-"""A review's text is one of so many, longer together than what gzip looks back on."""
+"""How many texts reviews take theirs from, longer together than what gzip looks back on."""
 
 
 def shape(reviews: int, books: int) -> dict[str, int]:

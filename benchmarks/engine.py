@@ -7,7 +7,7 @@
 (f) the bootstrap. The plain way is `plain.py`; llama.cpp scores too, if llama-cpp-python is installed. "of peak" is the
 time that the plain way's matrix products would take at the rate of a large one in the working number format; more than
 100 % means that work was saved, not done faster.
-Kept beginnings are read from memory here, where the system holds files that were just written; a file larger than the
+Cached prefixes are read from memory here, where the system holds files that were just written; a file larger than the
 memory comes from the disk. The last line is one JSON document.
 """
 
@@ -40,7 +40,7 @@ from sellarec.backbone.engine import log_odds, score_rows, without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow, wrap_language_model
 from sellarec.backbone.loading import load_shape
 from sellarec.backbone.lora import LoraSettings, add_lora
-from sellarec.backbone.prefixes import keep_prefixes
+from sellarec.backbone.prefixes import open_prefix_cache
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.config import make_config
 from sellarec.data import sources
@@ -49,7 +49,7 @@ from sellarec.machine import matmul_rate
 from sellarec.prompts import SOFT_TOKENS, PromptWriter
 from sellarec.runs import code_version
 from sellarec.systems.base import Workspace
-from sellarec.systems.beginnings import cut_prompts, prompts_of
+from sellarec.systems.row_prompts import cut_prompts, prompts_of
 from sellarec.systems.sella import SoftTokens, row_inputs
 
 
@@ -68,7 +68,7 @@ class Options:
     candidates: int = 256
     """Titles that are ranked for one user; the plain way gets a quarter of them."""
     repeats: int = 3
-    """Each figure is the median of so many, after one that warms up."""
+    """Each figure is the median of this many, after one that warms up."""
     plain: bool = True
     """Measure the plain way too; without it a backbone may be twice as large."""
     curve: bool = False
@@ -166,10 +166,10 @@ class Bench:
                 self.plain_ways[f"plain {self.work.base_dtype}"] = self.lm
 
     def kept(self, rows: Sequence[TokenRow], folder: str) -> Any:
-        """The rows' beginnings in a folder; None on a GPU, where nothing is kept."""
+        """The rows' prefix cache in a folder; None on a GPU, where nothing is kept."""
         if self.lm.placement.device.type != "cpu":
             return None
-        return keep_prefixes(self.lm, [r.prefix for r in rows], Path(folder), 50.0, label="")
+        return open_prefix_cache(self.lm, [r.prefix for r in rows], Path(folder), 50.0, label="")
 
     def scoring(self) -> None:
         rows, task = self.texts, "score test rows"
@@ -206,10 +206,10 @@ class Bench:
             if kept:
                 fresh = (self.kept(cut, f"{folder}/{n}") for n in itertools.count())
                 self.table.measure(
-                    task, "beginnings, once", lambda: next(fresh), len(rows), sum(len(r.prefix) for r in cut)
+                    task, "prefix cache, filled", lambda: next(fresh), len(rows), sum(len(r.prefix) for r in cut)
                 )
                 again = lambda: score_rows(self.lm, cut, kept=kept, label="")  # noqa: E731
-                self.table.measure(task, "engine, beginnings kept", again, len(rows), tokens, **gaps(again()))
+                self.table.measure(task, "engine, prefixes cached", again, len(rows), tokens, **gaps(again()))
 
     def ranking(self) -> None:
         writer = PromptWriter(self.work.dataset, self.work.config.prompt)
@@ -250,7 +250,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             kept = self.kept(cut, folder)
             if kept:
-                self.table.measure("train stage 3", "engine, beginnings kept", lambda: ours(kept), len(few), tokens, 2)
+                self.table.measure("train stage 3", "engine, prefixes cached", lambda: ours(kept), len(few), tokens, 2)
 
     def stage1(self) -> None:
         rows = self.texts[: max(16, len(self.texts) // 4)]
@@ -303,7 +303,7 @@ class Bench:
         writer = PromptWriter(data, self.work.config.prompt)
         real = [lm.tokenize(writer.write(r)) for r in range(min(len(data.interactions), 50_000))]
         for amount in (1_000, 3_000, 10_000, 30_000, 100_000):
-            # a second copy of a row gets another beginning, so that nothing is shared that would not be
+            # a second copy of a row gets another prefix, so that nothing is shared that would not be
             rows = [
                 TokenRow((n // len(real) + 1, *real[n % len(real)].prefix), real[n % len(real)].suffix)
                 for n in range(amount)

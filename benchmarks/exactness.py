@@ -2,7 +2,7 @@
 
     python benchmarks/exactness.py --dataset ml-1m --system sella
 
-The run was scored with the engine: working number format, packed batches, kept beginnings. The plain pass is `plain.py`
+The run was scored with the engine: working number format, packed batches, cached prefixes. The plain pass is `plain.py`
 in float32: padded batches, the whole prompt, logits of the whole vocabulary. Which weights were trained is not asked;
 both read the same. The last line is one JSON document.
 """
@@ -32,8 +32,8 @@ from sellarec.evaluation import auc, uauc
 from sellarec.progress import Progress
 from sellarec.runs import code_version
 from sellarec.systems.base import Workspace
-from sellarec.systems.beginnings import prompts_of
 from sellarec.systems.registry import find_system
+from sellarec.systems.row_prompts import prompts_of
 from sellarec.systems.sella import SYSTEM as SELLA
 from sellarec.systems.sella import load_soft_tokens, row_inputs
 
@@ -60,7 +60,7 @@ class Options:
     runs: Path = Path("runs")
     """The run store."""
     rows: int | None = None
-    """Whole users with about so many test rows; None takes all that were scored."""
+    """Whole users with about this many test rows; None takes all that were scored."""
     keep: Path | None = None
     """A .npy file for the scores so far; a second call with it goes on from there."""
 

@@ -1,5 +1,16 @@
-import warnings
+"""SeLLa-Rec, its baselines, ablations and analyses. `Workspace(make_config(...)).run("sella")` is the way in."""
 
-# Notebooks show plain-text progress; these two warnings are about widgets and a rename inside a library.
-warnings.filterwarnings("ignore", message="IProgress not found")
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("sellarec")
+__all__ = ["Workspace", "make_config"]
+
+_HOMES = {"Workspace": "sellarec.systems.base", "make_config": "sellarec.config"}
+
+
+def __getattr__(name: str) -> Any:  # late: a workspace brings torch along
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'sellarec' has no attribute '{name}'")

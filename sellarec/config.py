@@ -25,7 +25,7 @@ class EvaluationConfig:
     """Which rows are scored, and how."""
 
     test_rows: int | None = None
-    """Score whole users up to about so many test rows; None scores all. Every system scores the same rows."""
+    """Score whole users up to about this many test rows; None scores all. Every system scores the same rows."""
     valid_rows: int | None = 500
     """Validation rows, drawn at random, on which the language-model stages are selected."""
     raw_yes: bool = False
@@ -77,9 +77,9 @@ class BaselineConfig(FitConfig):
     """How CoLLM trains the baselines of its tables on MovieLens-1M."""
 
     epochs: int = 5000
-    """At most so many passes over the training part."""
+    """Passes over the training part, at most."""
     patience: int = 100
-    """Stop after so many epochs without a better validation AUC."""
+    """Stop after this many epochs without a better validation AUC."""
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,9 @@ class Config:
     """Several processes at one run share the frozen weights (FSDP) instead of each holding all: for a backbone that
     leaves one GPU no room."""
     prefix_gib: float = 50.0
-    """On a CPU: GiB of disk in the run store, and at most 3/4 of what is free, for keys and values of the beginnings of
-    prompts, which stage 3 and its variants then need not compute again. 0 keeps none; results then differ as after
-    another rounding.
+    """On a CPU: GiB of disk in the run store, and at most 3/4 of what is free, for the prefix cache: keys and values
+    of what prompts share, which stage 3 and its variants then need not compute again. 0 keeps none; results then differ
+    as after another rounding.
     """
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -252,7 +252,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     },
 }
 """Changes to the defaults: `smoke` proves the plumbing, `quick` is for a laptop CPU, `full` is the paper's scale;
-where we leave the paper in kind, the README names the switches back."""
+where we leave the paper in kind, docs/protocol.md names the switches back."""
 
 EVERY_PROFILE_ON: dict[str, dict[str, Any]] = {"amazon-book": {"data.like_above": 4.0}}
 """What every profile sets further, by dataset."""

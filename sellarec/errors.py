@@ -23,7 +23,7 @@ def at_least(settings: object, **least: float) -> None:
 
 
 MOST_NAMES = 40
-"""Of more valid names so many are listed."""
+"""How many valid names an error lists at most."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

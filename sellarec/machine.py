@@ -24,7 +24,7 @@ class Machine:
         memory: Bytes that are free for a process, of the GPU if there is one.
         rate: Floating-point operations a second of a process in large matrix products in the working dtype.
         nf4: Linear weights are held in 4 bits.
-        processes: So many share every batch.
+        processes: How many share every batch.
     """
 
     device: str

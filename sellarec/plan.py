@@ -27,7 +27,7 @@ from sellarec.errors import SellarecError
 from sellarec.machine import GIB, Machine
 from sellarec.prompts import SOFT_TOKENS, item_prompt
 from sellarec.systems.base import Workspace
-from sellarec.systems.beginnings import cut_prompts, prompts_of
+from sellarec.systems.row_prompts import cut_prompts, prompts_of
 from sellarec.training import TrainConfig
 
 SAMPLE = 300
@@ -112,7 +112,7 @@ def _plan_with(shape: Shape, config: Config) -> Plan:
     data = work.dataset
     valid, test, train = (len(work.part(split)) for split in ("valid", "test", "train"))
     rows = _budget(config.stage3.rows, train)
-    # each beginning is computed once; without the kept ones every step computes them for itself
+    # each prefix is computed once; without the cache every step computes them for itself
     alone = machine.device == "cpu" and machine.processes == 1
     kept = alone and shape.kept_bytes(valid + test + rows) <= config.prefix_gib * GIB
     steps = [shape.reading()]
@@ -122,7 +122,7 @@ def _plan_with(shape: Shape, config: Config) -> Plan:
         steps.append(shape.training("stage 1, LoRA", tuned, config.stage1, shape.text, cost, shape.adapter))
         steps.append(shape.scoring("stage 1, validation", valid * config.stage1.evaluations, shape.text))
     if kept:
-        steps.append(shape.scoring("beginnings of prompts", valid + test + rows, shape.hybrid[:, :1]))
+        steps.append(shape.scoring("prefix cache", valid + test + rows, shape.hybrid[:, :1]))
     if config.lora.rank:
         steps.append(shape.scoring("stage 1, scoring", valid + test, shape.text, kept))
     steps.append(shape.scoring("distilling items", data.n_items, np.array([[0, shape.item_tokens]])))
@@ -265,7 +265,7 @@ class Shape:
         return self.stage3(prefix, suffix) + self.of_all_layers(forward_cost, self._plain, prefix) * -1
 
     def kept_bytes(self, rows: int) -> float:
-        """Disk that keys and values of so many beginnings take."""
+        """Disk that keys and values of this many prefixes take."""
         config = self.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         per_token = 2 * self.layers * config.num_key_value_heads * size * self.machine.dtype.itemsize

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +16,8 @@ from sellarec.distributed import is_main
 
 T = TypeVar("T")
 
+# What tqdm says in notebooks without widgets: progress is plain text there.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _listener: ContextVar[Callable[[str, int, int], None] | None] = ContextVar("listener", default=None)
 

@@ -56,18 +56,18 @@ def publish(work: Workspace, target: Path) -> list[Path]:
 def runs_of(work: Workspace) -> Iterator[Run]:
     """Of each system and seed that is done its run, and before it the ones that it grew from."""
     for seed in sorted({*SEEDS, work.config.seed}):
-        place = work.variant({"seed": seed})
+        variant = work.variant({"seed": seed})
         for name in SYSTEMS:
-            if place.is_done(name):
-                yield from _with_upstream(place, name)
+            if variant.is_done(name):
+                yield from _with_upstream(variant, name)
 
 
 def _with_upstream(work: Workspace, name: str) -> Iterator[Run]:
     system = find_system(name)
-    place = work.variant(system.changes)
+    variant = work.variant(system.changes)
     for need in system.needs:
-        yield from _with_upstream(place, need)
-    yield place.run(name)
+        yield from _with_upstream(variant, need)
+    yield variant.run(name)
 
 
 def _write(run: Run, folder: Path) -> None:
@@ -152,8 +152,8 @@ def _copy_records(run: Run, folder: Path) -> None:
 def _with_rows(work: Workspace, published: Run) -> pd.DataFrame:
     """The scores table of a run, its rows taken from the workspace's own data."""
     budgets = {f"evaluation.{k}": v for k, v in published.config["settings"]["evaluation"].items()}
-    place = work.variant(budgets)
-    parts = {split: place.part(split) for split in ("valid", "test")}
+    variant = work.variant(budgets)
+    parts = {split: variant.part(split) for split in ("valid", "test")}
     rows = pd.concat(parts.values())[["split", "user", "item", "label", "warm"]]
     try:
         score = load_file(published.folder / SCORES)["score"]

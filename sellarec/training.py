@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Log = Callable[[dict], None]
 
 POOL = 16
-"""So many batches are drawn together and sorted by length, so that little of a batch is padding."""
+"""Batches that are drawn together and sorted by length, so that little of a batch is padding."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TrainConfig:
     batch: int = 32
     """Rows per optimiser step."""
     accumulate: int = 1
-    """Split each step into so many smaller batches, to save memory."""
+    """Split each step into this many smaller batches, to save memory."""
     learning_rate: float = 1e-3
     """Peak of the cosine schedule (AdamW)."""
     warmup: float = 0.03

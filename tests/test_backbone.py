@@ -26,7 +26,7 @@ from sellarec.backbone.language_model import (
 )
 from sellarec.backbone.loading import choose_placement
 from sellarec.backbone.lora import LoraSettings, add_lora
-from sellarec.backbone.prefixes import keep_prefixes
+from sellarec.backbone.prefixes import open_prefix_cache
 from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, Prompt
 
@@ -92,17 +92,17 @@ def test_prefix_cache_budget_and_cut_change_nothing(lm, rows, cut, soft):
 
 
 def test_kept_prefixes_change_nothing_and_are_computed_once(lm, cut, soft, tmp_path, monkeypatch):
-    kept = keep_prefixes(lm, [r.prefix for r in cut], tmp_path, 1.0, token_budget=64)
+    kept = open_prefix_cache(lm, [r.prefix for r in cut], tmp_path, 1.0, token_budget=64)
     np.testing.assert_allclose(score_rows(lm, cut, soft, kept=kept), score_rows(lm, cut, soft), atol=2e-6)
     assert np.abs(kept.data).max() > 0
     monkeypatch.setattr(prefixes, "_compute", lambda *a: pytest.fail("computed again"))
-    again = keep_prefixes(lm, [r.prefix for r in cut], tmp_path, 1.0, token_budget=64)
+    again = open_prefix_cache(lm, [r.prefix for r in cut], tmp_path, 1.0, token_budget=64)
     np.testing.assert_array_equal(score_rows(lm, cut, soft, kept=again), score_rows(lm, cut, soft, kept=kept))
 
 
 def test_kept_prefixes_of_a_killed_computation_have_the_same_bytes(lm, cut, tmp_path, monkeypatch):
     wanted = [r.prefix for r in cut]
-    whole = keep_prefixes(lm, wanted, tmp_path / "whole", 1.0, token_budget=64)
+    whole = open_prefix_cache(lm, wanted, tmp_path / "whole", 1.0, token_budget=64)
     monkeypatch.setattr(prefixes, "SAVE_SECONDS", 0.0)
     asked, states = [], engine.prefix_states
 
@@ -114,9 +114,9 @@ def test_kept_prefixes_of_a_killed_computation_have_the_same_bytes(lm, cut, tmp_
 
     monkeypatch.setattr(prefixes, "prefix_states", dying)
     with pytest.raises(KeyboardInterrupt):
-        keep_prefixes(lm, wanted, tmp_path / "killed", 1.0, token_budget=64)
+        open_prefix_cache(lm, wanted, tmp_path / "killed", 1.0, token_budget=64)
     before = len(asked)
-    killed = keep_prefixes(lm, wanted, tmp_path / "killed", 1.0, token_budget=64)
+    killed = open_prefix_cache(lm, wanted, tmp_path / "killed", 1.0, token_budget=64)
     np.testing.assert_array_equal(killed.data, whole.data)
     assert killed.starts == whole.starts
     assert len(asked) - before < sum(1 for _ in prefixes._groups(list(whole.starts), 64)), "it began from nothing"
@@ -125,7 +125,7 @@ def test_kept_prefixes_of_a_killed_computation_have_the_same_bytes(lm, cut, tmp_
 def test_prefixes_in_bfloat16_are_kept_bit_by_bit(lm, cut, tmp_path):
     half = dataclasses.replace(lm, model=copy.deepcopy(lm.model).to(torch.bfloat16))
     prefix = max((r.prefix for r in cut), key=len)
-    kept = keep_prefixes(half, [prefix], tmp_path, 1.0)
+    kept = open_prefix_cache(half, [prefix], tmp_path, 1.0)
     stored, lengths = kept.batch([prefix])
     assert stored.dtype == torch.bfloat16 and lengths.tolist() == [len(prefix)]
     assert torch.equal(stored, engine.prefix_states(half, [prefix]))
@@ -136,7 +136,7 @@ def test_prefixes_of_other_weights_are_others(lm, cut, tmp_path):
     changed = dataclasses.replace(lm, model=copy.deepcopy(lm.model))
     with torch.no_grad():
         next(changed.model.parameters())[0] += 1
-    a, b = (keep_prefixes(model, wanted, tmp_path, 1.0) for model in (lm, changed))
+    a, b = (open_prefix_cache(model, wanted, tmp_path, 1.0) for model in (lm, changed))
     assert len(list(tmp_path.glob("*.bin"))) == 2 and a.starts == b.starts
 
 
@@ -144,15 +144,15 @@ def test_prefixes_that_were_used_longest_ago_make_room(lm, cut, tmp_path, capsys
     monkeypatch.setattr(prefixes, "_in_use", Forgetful())
     lists = [[r.prefix for r in cut[n : n + 3]] for n in (0, 5, 10)]
     names = [prefixes._digest(lm, list(dict.fromkeys(p)), 2048) for p in lists]
-    sizes = [keep_prefixes(lm, p, tmp_path / "size", 1.0).data.nbytes for p in lists]
+    sizes = [open_prefix_cache(lm, p, tmp_path / "size", 1.0).data.nbytes for p in lists]
     room = (sizes[0] + max(sizes[1:])) / prefixes.GIB
     for n in (0, 1):
-        keep_prefixes(lm, lists[n], tmp_path, room)
+        open_prefix_cache(lm, lists[n], tmp_path, room)
         time.sleep(0.02)
-    keep_prefixes(lm, lists[0], tmp_path, room)  # used again
-    keep_prefixes(lm, lists[2], tmp_path, room)
+    open_prefix_cache(lm, lists[0], tmp_path, room)  # used again
+    open_prefix_cache(lm, lists[2], tmp_path, room)
     assert {f.stem for f in tmp_path.glob("*.bin")} == {names[0], names[2]}
-    assert keep_prefixes(lm, lists[0] * 2 + lists[1], tmp_path, sizes[0] / prefixes.GIB) is None
+    assert open_prefix_cache(lm, lists[0] * 2 + lists[1], tmp_path, sizes[0] / prefixes.GIB) is None
     assert "--prefix-gib" in capsys.readouterr().out
 
 
@@ -166,14 +166,16 @@ class Forgetful(set):
 def test_what_this_process_reads_or_another_writes_does_not_make_room(lm, cut, tmp_path, monkeypatch):
     monkeypatch.setattr(prefixes, "_in_use", set())
     first, second = [cut[0].prefix], [cut[1].prefix]
-    size = keep_prefixes(lm, first, tmp_path, 1.0).data.nbytes
+    size = open_prefix_cache(lm, first, tmp_path, 1.0).data.nbytes
     room = 1.2 * max(size, len(second[0]) * size / len(first[0])) / prefixes.GIB
-    assert keep_prefixes(lm, second, tmp_path, room) is None, "it would never be read again before it is computed again"
+    assert open_prefix_cache(lm, second, tmp_path, room) is None, (
+        "it would never be read again before it is computed again"
+    )
     prefixes._in_use.clear()
     kept = next(tmp_path.glob("*.bin"))
     with FileLock(kept.with_suffix(".lock")):
-        assert keep_prefixes(lm, second, tmp_path, room) is None
-    assert keep_prefixes(lm, second, tmp_path, room) is not None and not kept.exists()
+        assert open_prefix_cache(lm, second, tmp_path, room) is None
+    assert open_prefix_cache(lm, second, tmp_path, room) is not None and not kept.exists()
 
 
 def test_a_disk_that_fills_up_leaves_nothing(lm, cut, tmp_path, monkeypatch):
@@ -181,7 +183,7 @@ def test_a_disk_that_fills_up_leaves_nothing(lm, cut, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(prefixes.os, "posix_fallocate", full, raising=False)
-    assert keep_prefixes(lm, [cut[0].prefix], tmp_path, 1.0) is None
+    assert open_prefix_cache(lm, [cut[0].prefix], tmp_path, 1.0) is None
     assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.bin"))
 
 
@@ -222,7 +224,7 @@ def test_gradients_of_soft_tokens_are_the_same_with_and_without_a_cached_prefix(
     full = gradient([without_prefix(r) for r in rows])
     assert full.abs().min(dim=-1).values.max() > 0
     torch.testing.assert_close(gradient(cut), full, atol=1e-6, rtol=1e-4)
-    kept = keep_prefixes(lm, [r.prefix for r in cut], tmp_path, 1.0)
+    kept = open_prefix_cache(lm, [r.prefix for r in cut], tmp_path, 1.0)
     torch.testing.assert_close(gradient(cut, kept), full, atol=1e-6, rtol=1e-4)
 
 

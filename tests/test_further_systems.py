@@ -96,6 +96,11 @@ def test_binary_factorisation_finds_planted_taste_and_its_share_of_bits_grows(pl
     assert shares[0] == 0 and shares[-1] == 1 and shares == sorted(shares)
 
 
+def test_codes_that_tell_users_apart_are_counted():
+    bits = torch.tensor([[1, 0], [1, 0], [0, 0]]).bool()
+    assert binllm._codes(bits) == "2 codes for 3"
+
+
 def test_codes_stand_where_the_soft_tokens_stand_and_a_hidden_user_has_the_strangers_code(small_workspace):
     work = small_workspace
     model, lm = binllm._trained(work, work.run("binary_mf")), work.base_model

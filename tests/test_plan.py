@@ -94,9 +94,9 @@ def test_a_plan_counts_parameters_rows_and_tokens(planned, deep):
         assert step.weights == reading.weights and step.activations > 0
         assert step.operations > 2 * 0.9 * step.tokens * weights
         assert found.seconds(step) == step.operations / (plan.SHARE * 1e11)
-    assert steps["beginnings of prompts"].rows == steps["stage 3, scoring"].rows + work.config.stage3.rows
+    assert steps["prefix cache"].rows == steps["stage 3, scoring"].rows + work.config.stage3.rows
     anew = {s.name: s for s in plan.make_plan(place(planned, deep, prefix_gib=0.0), machine()).steps}
-    assert "beginnings of prompts" not in anew
+    assert "prefix cache" not in anew
     for name in ("stage 1, scoring", "stage 3, soft tokens", "stage 3, scoring"):
         assert steps[name].operations < anew[name].operations and steps[name].tokens < anew[name].tokens, name
     lines = {line[:22].strip(): line[22:].split() for line in plan.described(found, "tiny").splitlines()}

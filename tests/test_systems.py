@@ -109,7 +109,7 @@ def test_stage_3_trains_what_table_1_says_and_nothing_else(small_workspace):
     assert all(torch.equal(p, before[n]) for n, p in lm.model.named_parameters())
 
 
-def test_kept_beginnings_are_used_and_change_scores_by_rounding_only(small_workspace, tmp_path):
+def test_a_prefix_cache_is_used_and_changes_scores_by_rounding_only(small_workspace, tmp_path):
     keeping = Workspace(small_workspace.config, tmp_path / "keeping")
     keeping.run("sella")
     kept = set((keeping.root / ".prefixes").glob("*.bin"))

@@ -31,7 +31,7 @@ FOLDS = 5
 """Of the classifier that tells clouds apart."""
 
 MOST_ITEMS = 5000
-"""Of a larger catalogue so many items are drawn: all pairs of them are compared, and a map shows no more."""
+"""How many items are drawn of a larger catalogue: all pairs of them are compared, and a map shows no more."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Clouds:
 
 
 def after_stage_2(work: Workspace, most: int = MOST_ITEMS) -> Clouds:
-    """What stage 2 leaves, of at most so many items; without contrastive learning its projection is as it was drawn."""
+    """Vectors after stage 2, of a draw of `most` items where there are more; without contrastive learning its projection is as it was drawn."""
     mf, projection, semantic = aligned_parts(work)
     return _clouds(work, mf, projection, semantic, most)
 
@@ -74,16 +74,16 @@ def after_stage_3(work: Workspace, system: str = "sella") -> Clouds:
     """What stage 3 leaves of a system that is SeLLa-Rec or a variant of it."""
     from sellarec.systems.registry import find_system
 
-    place = work.variant(find_system(system).changes)
-    soft = load_soft_tokens(place, work.with_weights(system))
-    return _clouds(place, soft.mf, soft.collab_projection, soft.semantic)
+    variant = work.variant(find_system(system).changes)
+    soft = load_soft_tokens(variant, work.with_weights(system))
+    return _clouds(variant, soft.mf, soft.collab_projection, soft.semantic)
 
 
 def left_out(work: Workspace) -> Clouds:
     """The items that contrastive learning did not see, after a stage 2 that left them out."""
-    place = work.variant(LEFT_OUT)
-    mf, projection, semantic = aligned_parts(place)
-    return _clouds_of(place, mf, projection, semantic, torch.from_numpy(items_without_contrast(place)))
+    variant = work.variant(LEFT_OUT)
+    mf, projection, semantic = aligned_parts(variant)
+    return _clouds_of(variant, mf, projection, semantic, torch.from_numpy(items_without_contrast(variant)))
 
 
 def all_clouds(work: Workspace) -> dict[str, Clouds]:
@@ -164,8 +164,8 @@ def _map(work: Workspace, run: Run) -> None:
     from openTSNE import TSNE  # late: it compiles for a second
 
     frames = []
-    for condition, place in (("with contrastive learning", work), ("without", work.variant(WITHOUT))):
-        clouds = after_stage_2(place)
+    for condition, variant in (("with contrastive learning", work), ("without", work.variant(WITHOUT))):
+        clouds = after_stage_2(variant)
         both = np.concatenate([_unit(clouds.distilled), _unit(clouds.projected)])
         perplexity = min(30, (len(both) - 1) / 3)
         print(f"t-SNE of {len(both):,} vectors, {condition}", flush=True)

@@ -56,12 +56,12 @@ def _score(work: Workspace, run: Run) -> None:
     rows = sample_users(test[test["warm"]], work.config.analysis.step0_rows, seed=0).index.to_numpy()
     lm, scores = work.tuned_model, {}
     for number, (name, changes) in enumerate(CONDITIONS.items()):
-        place = work.variant(changes)
-        for draw in range(DRAWS if place.config.stage3.projection == "random" else 1):
-            soft = new_soft_tokens(place, lm, draw).show((USER, ITEM), ()).eval()
+        variant = work.variant(changes)
+        for draw in range(DRAWS if variant.config.stage3.projection == "random" else 1):
+            soft = new_soft_tokens(variant, lm, draw).show((USER, ITEM), ()).eval()
             kept = run.scratch(f"{number}-{draw}")
             kept.mkdir(exist_ok=True)
-            model = HybridModel(lm, soft, place, rows)
+            model = HybridModel(lm, soft, variant, rows)
             label = f"{name}, draw {draw + 1}" if draw else name
             scores[label] = model.score(label=f"step 0, {label}", resume=kept / "partial.npy")
     run.save_table("step0", pd.DataFrame({"row": rows.astype(np.int64), **scores}))

@@ -25,7 +25,7 @@ from sellarec.systems.sella import load_soft_tokens, phases
 Counts = tuple[int, int]
 
 KEPT_PREFIXES = 32
-"""Beginnings of prompts whose keys and values stay in memory; 6 MB each of SmolLM2-135M and 130 tokens."""
+"""Prefixes of prompts whose keys and values stay in memory; 6 MB each of SmolLM2-135M and 130 tokens."""
 
 
 @dataclass(frozen=True)

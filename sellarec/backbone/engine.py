@@ -26,17 +26,17 @@ from sellarec.errors import SellarecError
 from sellarec.progress import Progress
 
 if TYPE_CHECKING:
-    from sellarec.backbone.prefixes import KeptPrefixes
+    from sellarec.backbone.prefixes import PrefixCache
 
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 32768}
 """Padded tokens in one batch, by device. On a 2-core CPU 2,048 scored 1.4 times as many rows a second as 8,192 (bf16,
 135M). A GPU needs more to be busy; its number has not been measured."""
 
 SETTLED = 64
-"""So many batches may be under way before their results are asked for: each such question halts a GPU."""
+"""How many batches may be under way before their results are asked for: each such question halts a GPU."""
 
 KEPT_BUDGET = 4
-"""So many times the tokens go into a batch whose prefixes are kept: these take memory, but no computation."""
+"""A batch whose prefixes are cached takes this many times the tokens: these take memory, but no computation."""
 
 SAVE_SECONDS = 30.0
 """Partial scores are written this often."""
@@ -49,7 +49,7 @@ def final_hidden(
     lm: LanguageModel,
     rows: Sequence[TokenRow],
     soft: dict[str, Tensor] | None = None,
-    kept: KeptPrefixes | None = None,
+    kept: PrefixCache | None = None,
 ) -> Tensor:
     """Post-norm hidden state at each row's last token.
 
@@ -89,7 +89,7 @@ def log_odds(
     lm: LanguageModel,
     rows: Sequence[TokenRow],
     soft: dict[str, Tensor] | None = None,
-    kept: KeptPrefixes | None = None,
+    kept: PrefixCache | None = None,
 ) -> Tensor:
     """l_Yes − l_No at the answer position, shape (B,), float32 (paper Eq. 2-3 before the softmax)."""
     yes, no = lm.answer_head()
@@ -102,7 +102,7 @@ def score_rows(
     rows: Sequence[TokenRow],
     soft: SoftVectors | None = None,
     *,
-    kept: KeptPrefixes | None = None,
+    kept: PrefixCache | None = None,
     token_budget: int | None = None,
     raw_yes: bool = False,
     label: str = "scoring",
@@ -338,7 +338,7 @@ def cut_where_they_part(row: TokenRow, other: TokenRow) -> TokenRow:
 
 
 def _prefix_cache(
-    lm: LanguageModel, rows: Sequence[TokenRow], kept: KeptPrefixes | None = None
+    lm: LanguageModel, rows: Sequence[TokenRow], kept: PrefixCache | None = None
 ) -> tuple[object | None, Tensor, Tensor]:
     """Keys and values of the rows' prefixes: each distinct one computed once, then handed to its rows."""
     device = lm.placement.device

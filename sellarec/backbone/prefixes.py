@@ -1,6 +1,6 @@
-"""Keys and values of the beginnings of prompts, computed once and kept on disk.
+"""The prefix cache: keys and values of what prompts share, computed once and kept on disk.
 
-Most of a prompt comes before anything trainable. Behind the same frozen model these beginnings are the same for the
+Most of a prompt comes before anything trainable. Behind the same frozen model these prefixes are the same for the
 scores of stage 1, for every epoch of stage 3 and for every variant of it; with them a row costs its last tokens only.
 """
 
@@ -36,7 +36,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class KeptPrefixes:
+class PrefixCache:
     """Keys and values by prefix, read from a file as they are needed.
 
     Attributes:
@@ -58,22 +58,22 @@ class KeptPrefixes:
         return torch.from_numpy(out).view(self.dtype), torch.tensor(lengths)
 
 
-def keep_prefixes(
+def open_prefix_cache(
     lm: LanguageModel,
     prefixes: Sequence[Prefix],
     folder: Path,
     gib: float,
     *,
     token_budget: int = TOKEN_BUDGET["cpu"],
-    label: str = "beginnings of prompts",
-) -> KeptPrefixes | None:
+    label: str = "prefix cache",
+) -> PrefixCache | None:
     """The keys and values of all prefixes, computed if the folder does not hold them yet.
 
     The groups in which they are computed depend on the list alone, so that the same list gives the same bytes, also
     after a kill. Several processes may share the folder.
 
     Args:
-        gib: The folder may grow to so many GiB, and to `SHARE_OF_DISK` at most: what was used longest ago goes.
+        gib: The folder may grow to this many GiB, and to `SHARE_OF_DISK` at most: what was used longest ago goes.
         token_budget: Padded tokens in one group.
 
     Returns:
@@ -106,7 +106,7 @@ def keep_prefixes(
         _in_use.add(path)
         os.utime(path)
         data = np.memmap(path, _numpy(dtype), mode="r", shape=(total, *shape))
-    return KeptPrefixes(data, dict(zip(distinct, starts.tolist(), strict=True)), dtype)
+    return PrefixCache(data, dict(zip(distinct, starts.tolist(), strict=True)), dtype)
 
 
 _in_use: set[Path] = set()

@@ -36,9 +36,9 @@ class FitConfig:
     batch: int = 2048
     """Rows per step."""
     epochs: int = 500
-    """At most so many passes over the training part."""
+    """Passes over the training part, at most."""
     patience: int = 20
-    """Stop after so many epochs without a better validation AUC."""
+    """Stop after this many epochs without a better validation AUC."""
 
     def __post_init__(self) -> None:
         at_least(self, dim=1, batch=1, epochs=1, patience=1)

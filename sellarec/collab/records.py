@@ -16,7 +16,7 @@ from torch import Tensor
 from sellarec.data.dataset import Dataset, shrunk_rate
 
 GENRES = 32
-"""At most so many genres are told apart; MovieLens has 18, Amazon's books have hundreds."""
+"""How many genres are told apart at most; MovieLens has 18, Amazon's books have hundreds."""
 
 
 def training_records(dataset: Dataset, column: str, rows: np.ndarray, unknown: np.ndarray | None = None) -> Tensor:

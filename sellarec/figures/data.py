@@ -23,7 +23,7 @@ def timeline_figure(interactions: pd.DataFrame, note: str = "") -> go.Figure:
 
 
 def history_figure(lengths: dict[str, np.ndarray], shown: int, note: str = "") -> go.Figure:
-    """Share of rows that have at least so many liked titles before them, by split; prompts hold the last `shown`."""
+    """Share of rows with at least n liked titles before them, by split; prompts hold the last `shown`."""
     figure = go.Figure()
     for split, values in lengths.items():
         at = np.arange(0, 101)

@@ -5,6 +5,10 @@ stage 1's adapter is tuned further on such prompts. Deviations: ids that trainin
 so that all unknown users share a code, and rows that show their user as new have this code; embeddings start at 0.1 of
 BinLLM's 1. As published, the factorisation has learnt from the rows that the adapter is tuned on. BinLLM's paper writes
 codes like IP addresses, its released settings as bits: `binllm.code`.
+
+On MovieLens-1M these settings leave 16 codes for 740 users and 14 for 3,087 items, whose vectors lie on one line: the
+factorisation is a counting baseline there, and its codes say little that the prompt does not say in words. Starting
+embeddings at 0.3, 0.5 or 1 leaves as few codes (13 to 21) and a validation AUC no higher.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import dataclasses
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.collab.binary import BinaryMF, bits_text, dotted_text
@@ -46,7 +51,13 @@ def _fit_binary(work: Workspace, run: Run) -> None:
     users, items = distinct_ids(dataset.part("train"))
     zero_unseen(model.user_embedding.weight, users)
     zero_unseen(model.item_embedding.weight, items)
+    print(f"binary MF: {_codes(model.user_bits(users))} users, {_codes(model.item_bits(items))} items", flush=True)
     run.save_tensors("model", {k: v.numpy() for k, v in model.state_dict().items()})
+
+
+def _codes(bits: Tensor) -> str:
+    """How many codes tell how many apart: "16 codes for 740"."""
+    return f"{len(bits.unique(dim=0)):,} codes for {len(bits):,}"
 
 
 def _trained(work: Workspace, run: Run) -> BinaryMF:

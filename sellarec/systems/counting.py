@@ -39,7 +39,7 @@ def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
 
 
 def into_unit_interval(rate: np.ndarray, margin: float = 0.05) -> np.ndarray:
-    """Rates as they are, but those within `margin` of 0 or 1 and beyond, which approach it: no two become equal."""
+    """Squash rates that lie outside [margin, 1 - margin] into (0, 1), keeping their order; others stay as they are."""
     near = np.minimum(rate, 1 - rate)  # distance from the nearer end, negative beyond it
     squashed = np.where(near < margin, margin * np.exp(np.minimum(near, margin) / margin - 1), near)
     return np.where(rate < 0.5, squashed, 1 - squashed)

@@ -23,8 +23,8 @@ from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, probabilities
-from sellarec.systems.beginnings import cut_prompts, keeps_beginnings, kept_beginnings, prompts_of
 from sellarec.systems.cold_users import hide_users, known_users
+from sellarec.systems.row_prompts import caches_prefixes, cut_prompts, prefix_cache_of, prompts_of
 from sellarec.systems.sella_collab import aligned_parts, stage2_rows, stage3_rows
 from sellarec.training import train
 
@@ -104,7 +104,7 @@ class SoftTokens(nn.Module):
 
     @torch.no_grad()
     def fit_scale(self, inputs: RowInputs, token_norm: float, vector_norm: float, fact_norm: float) -> None:
-        """Start all parts at a fixed mean norm: records at `token_norm`, vectors and facts at so many times that.
+        """Start all parts at a fixed mean norm: records at `token_norm`, vectors and facts at a multiple of it.
 
         The factors go into the last layers rather than beside them, so that a step of the optimiser moves every token
         by about as much. Users share the items' projection and keep a factor of their own.
@@ -164,7 +164,7 @@ class HybridModel(nn.Module):
         self.soft = soft
         self._lm, self._work, self._rows, self._new_user = lm, work, rows, new_user
         self.token_rows = prompts_of(work, lm, rows, soft.tokens, new_user)
-        self._kept = kept_beginnings(work, lm, rows, self._cut) if keeps_beginnings(work, lm) else None
+        self._kept = prefix_cache_of(work, lm, rows, self._cut) if caches_prefixes(work, lm) else None
         self.lengths = np.array([len(r) for r in self.token_rows])
         self._inputs = [t.to(lm.placement.device) for t in row_inputs(work, rows, new_user)]
 

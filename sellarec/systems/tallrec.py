@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from sellarec.backbone.engine import log_odds, score_rows, without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.backbone.lora import add_lora, merge_lora, save_lora
-from sellarec.backbone.prefixes import KeptPrefixes
+from sellarec.backbone.prefixes import PrefixCache
 from sellarec.config import Config
 from sellarec.data.dataset import sample_rows
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, probabilities
-from sellarec.systems.beginnings import cut_prompts, keeps_beginnings, kept_beginnings, prompts_of
 from sellarec.systems.cold_users import hide_users
+from sellarec.systems.row_prompts import caches_prefixes, cut_prompts, prefix_cache_of, prompts_of
 from sellarec.training import train
 
 
@@ -89,9 +89,9 @@ def _score_tuned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
         return _score_untuned(work, run, rows)
     lm = merge_lora(work.fresh_model(), run.weights("adapter"))
     prompts, kept = prompts_of(work, lm, rows), None
-    if keeps_beginnings(work, lm):
+    if caches_prefixes(work, lm):
         cut = cut_prompts(work, lm, rows, prompts)
-        kept = kept_beginnings(work, lm, rows, cut)
+        kept = prefix_cache_of(work, lm, rows, cut)
         prompts = cut if kept else prompts
     return _probabilities(work, lm, run, prompts, "TALLRec, scoring", kept)
 
@@ -107,7 +107,7 @@ def _probabilities(
     run: Run,
     prompts: list[TokenRow],
     label: str,
-    kept: KeptPrefixes | None = None,
+    kept: PrefixCache | None = None,
 ) -> np.ndarray:
     raw_yes = work.config.evaluation.raw_yes
     found = score_rows(lm, prompts, kept=kept, raw_yes=raw_yes, label=label, resume=run.partial_scores)

@@ -19,8 +19,8 @@ from sellarec.config import Config
 from sellarec.errors import SellarecError
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, probabilities
-from sellarec.systems.beginnings import prompts_of
 from sellarec.systems.cold_users import hide_users
+from sellarec.systems.row_prompts import prompts_of
 from sellarec.systems.sella_collab import stage3_rows
 from sellarec.systems.tallrec import TextModel
 from sellarec.training import train

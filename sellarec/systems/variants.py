@@ -34,8 +34,8 @@ COLLM = _variant(
 """CoLLM-MF (Zhang et al., TKDE 2025): published MF without biases, frozen; only a fresh mapping into the language
 model's space is trained.
 
-Its MF has learnt from stage 3's rows too, as published, so that its vectors nearly hold their labels (AUC .98 on these
-rows of MovieLens-1M); SeLLa-Rec's default holds them out, and its MF has seen fewer rows for it.
+Its MF has learnt from stage 3's rows too, as published, so that its vectors hold their labels; SeLLa-Rec's default
+holds them out, and its MF has seen fewer rows for it.
 
 Deviations: MF is of stage 2's length and patience (64 and 20 by default; `mf` has CoLLM's 256 and 100); rows that show
 their user as new stay (`stage3.cold_users`); the mapping is SeLLa-Rec's (GELU, four times as wide inside) and starts at

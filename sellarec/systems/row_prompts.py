@@ -1,6 +1,7 @@
-"""What the prompts of stage 1 and of every stage-3 system begin with: all up to the sentences of the soft tokens.
+"""Tokenized prompts of dataset rows, and the prefixes that those of stage 1 and of every stage-3 system share.
 
-It is the same behind one frozen model, so it is computed once and kept (see backbone/prefixes.py).
+A prefix is all up to the sentences of the soft tokens. Behind one frozen model its keys and values are always the same,
+so they are computed once and kept (see backbone/prefixes.py).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import pandas as pd
 
 from sellarec.backbone.engine import cut_where_they_part
 from sellarec.backbone.language_model import LanguageModel, TokenRow
-from sellarec.backbone.prefixes import KeptPrefixes, keep_prefixes
+from sellarec.backbone.prefixes import PrefixCache, open_prefix_cache
 from sellarec.distributed import world
 from sellarec.prompts import SOFT_TOKENS, PromptWriter
 from sellarec.systems.base import Workspace
@@ -58,21 +59,21 @@ def cut_prompts(
     return [cut(own, other) for own, other in zip(prompts, others, strict=True)]
 
 
-def keeps_beginnings(work: Workspace, lm: LanguageModel) -> bool:
+def caches_prefixes(work: Workspace, lm: LanguageModel) -> bool:
     """Whether the tuned model's keys and values are kept on disk.
 
-    A GPU computes a beginning faster than it is read, and what only shows runs asks for rows that come once.
+    A GPU computes a prefix faster than it is read, and what only shows runs asks for rows that come once.
     """
     on_cpu = lm.placement.device.type == "cpu"
     return on_cpu and world() == 1 and work.computes and work.config.prefix_gib > 0
 
 
-def kept_beginnings(work: Workspace, lm: LanguageModel, rows: np.ndarray, cut: list[TokenRow]) -> KeptPrefixes | None:
+def prefix_cache_of(work: Workspace, lm: LanguageModel, rows: np.ndarray, cut: list[TokenRow]) -> PrefixCache | None:
     """Keys and values of what comes before the cut; None where they are computed anew.
 
     What validation and test need is kept in one file.
     """
-    if not keeps_beginnings(work, lm):
+    if not caches_prefixes(work, lm):
         return None
     scored = pd.concat([work.part("valid"), work.part("test")]).index.to_numpy()
     whole = cut
@@ -81,4 +82,4 @@ def kept_beginnings(work: Workspace, lm: LanguageModel, rows: np.ndarray, cut: l
     prefixes = [r.prefix for r in whole]
     if not {r.prefix for r in cut} <= {*prefixes}:  # prompts that were too long are cut in other places
         prefixes = [r.prefix for r in cut]
-    return keep_prefixes(lm, prefixes, work.root / ".prefixes", work.config.prefix_gib)
+    return open_prefix_cache(lm, prefixes, work.root / ".prefixes", work.config.prefix_gib)
