@@ -232,7 +232,7 @@ def _go_to(row: pd.Series) -> None:
 
 
 def _from_url(name: str, valid: list[int], hint: str) -> int:
-    """Index in `valid` of the number in the URL, or else of the one shown last; 0, with a warning, if it is not valid."""
+    """Index in `valid` of the number in the URL, or else of the last one shown; 0, with a warning, if not valid."""
     wanted = st.query_params.get(name) or st.session_state.get(f"last {name}", "")
     if wanted.isdigit() and int(wanted) in valid:
         return valid.index(int(wanted))

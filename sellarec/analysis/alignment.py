@@ -65,7 +65,8 @@ class Clouds:
 
 
 def after_stage_2(work: Workspace, most: int = MOST_ITEMS) -> Clouds:
-    """Vectors after stage 2, of a draw of `most` items where there are more; without contrastive learning its projection is as it was drawn."""
+    """Vectors after stage 2, of a draw of `most` items where there are more. Without contrastive learning the
+    projection is as it was drawn."""
     mf, projection, semantic = aligned_parts(work)
     return _clouds(work, mf, projection, semantic, most)
 
