@@ -116,60 +116,27 @@ def train(
     Raises:
         SellarecError: a loss is not finite; names the step and its rows. The checkpoint is of other rows or batches.
     """
-    from accelerate import Accelerator  # late, see backbone/loading.py
-    from accelerate.utils import DistributedDataParallelKwargs, set_seed
-
-    set_seed(seed)
-    accelerator = Accelerator(
-        gradient_accumulation_steps=config.accumulate,
-        cpu=_on_cpu(model),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # MF's bias reaches no token
-    )
     schedule = _batches(np.zeros(len(labels)) if lengths is None else np.asarray(lengths), config, seed)
     steps = len(schedule)
-    plan = hashlib.sha256(b"".join(np.asarray(row_ids)[b].tobytes() for b in schedule)).hexdigest()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = _parameter_groups(model, config.learning_rate, rates)
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    rising = max(1, round(config.warmup * steps))
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / rising, 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps))))
-    )
-    shared, optimizer = accelerator.prepare(model, optimizer)
-    position = _Position(plan=plan)
-    accelerator.register_for_checkpointing(rate, position)
-    _save_trainable_only(accelerator)
+    eval_steps = {round(steps * (n + 1) / config.evaluations) for n in range(config.evaluations)}
     folder.mkdir(exist_ok=True)
     checkpoint, best_file = folder / "checkpoint", folder / "best.safetensors"
-    if is_main() and not checkpoint.exists() and _old(checkpoint).exists():
-        _old(checkpoint).rename(checkpoint)
-    wait()
-    if checkpoint.exists():
-        accelerator.load_state(str(checkpoint))
-        if position.plan != plan:
-            raise SellarecError(
-                f"{folder} holds a checkpoint of other rows or batches, from another version of this code. Remove it."
-            )
-        if position.step < steps:
-            print(f"{label}: going on from step {position.step} of {steps}", flush=True)
-    eval_steps = {round(steps * (n + 1) / config.evaluations) for n in range(config.evaluations)}
+    accelerator = _new_accelerator(model, config, seed)
+    optimizer, rate = _optimizer(model, config, rates, steps)
+    shared, optimizer = accelerator.prepare(model, optimizer)
+    position = _Position(plan=hashlib.sha256(b"".join(np.asarray(row_ids)[b].tobytes() for b in schedule)).hexdigest())
+    accelerator.register_for_checkpointing(rate, position)
+    if _resume(accelerator, position, checkpoint) and position.step < steps:
+        print(f"{label}: going on from step {position.step} of {steps}", flush=True)
     target = torch.from_numpy(np.asarray(labels, dtype=np.float32)).to(accelerator.device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
 
     saved = time.monotonic()
     with Progress(label, steps * config.batch, done=position.step * config.batch) as progress:
         while position.step < steps:
             batch = schedule[position.step]
             model.train()
-            loss = 0.0
-            for part in np.array_split(batch, min(max(1, config.accumulate // world()), len(batch))):
-                mine = part[rank() :: world()]
-                rows = mine if len(mine) else part[:1]  # every process must take part in every step
-                losses = binary_cross_entropy_with_logits(shared(rows), target[rows], reduction="none")
-                part_loss = losses[: len(mine)].sum() / len(batch)
-                # accelerate divides by the number of parts, and gradients are averaged over processes
-                accelerator.backward(part_loss * config.accumulate * world())
-                loss += part_loss.item()
-            loss = float(summed(np.array([loss]))[0])
+            loss = _backward(accelerator, shared, target, batch, config.accumulate)
             if not math.isfinite(loss):
                 raise SellarecError(
                     f"{label}: the loss is {loss} at step {position.step}, rows {row_ids[batch].tolist()}. "
@@ -183,12 +150,7 @@ def train(
             position.log.append({"step": position.step, "loss": loss, "learning_rate": rate.get_last_lr()[0]})
             if position.step in eval_steps:
                 model.eval()
-                score = auc(*validate())
-                position.log.append({"step": position.step, "valid_auc": score})
-                if score > position.best or position.best_step < 0:
-                    position.best, position.best_step = score, position.step
-                    if is_main():
-                        save_file(trainable_state(model), best_file)
+                _select(model, position, auc(*validate()), best_file)
             progress.advance(config.batch, _note(loss, position))
             if agreed(time.monotonic() - saved > config.checkpoint_seconds) or position.step == steps:
                 _save_checkpoint(accelerator, checkpoint)
@@ -198,6 +160,72 @@ def train(
     for entry in position.log:
         log(entry)
     return position.best
+
+
+def _new_accelerator(model: nn.Module, config: TrainConfig, seed: int) -> Accelerator:
+    from accelerate import Accelerator  # late, see backbone/loading.py
+    from accelerate.utils import DistributedDataParallelKwargs, set_seed
+
+    set_seed(seed)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.accumulate,
+        cpu=_on_cpu(model),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # MF's bias reaches no token
+    )
+    _save_trainable_only(accelerator)
+    return accelerator
+
+
+def _optimizer(
+    model: nn.Module, config: TrainConfig, rates: Mapping[str, float], steps: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW, and a rate that rises linearly and falls as a cosine."""
+    groups = _parameter_groups(model, config.learning_rate, rates)
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    rising = max(1, round(config.warmup * steps))
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / rising, 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps))))
+    )
+
+
+def _resume(accelerator: Accelerator, position: _Position, checkpoint: Path) -> bool:
+    """Go to where an interrupted training stood, if there was one."""
+    if is_main() and not checkpoint.exists() and _old(checkpoint).exists():
+        _old(checkpoint).rename(checkpoint)
+    wait()
+    if not checkpoint.exists():
+        return False
+    plan = position.plan
+    accelerator.load_state(str(checkpoint))
+    if position.plan != plan:
+        raise SellarecError(
+            f"{checkpoint.parent} holds a checkpoint of other rows or batches, from another version of this code. "
+            "Remove it."
+        )
+    return True
+
+
+def _backward(accelerator: Accelerator, model: nn.Module, target: Tensor, batch: np.ndarray, accumulate: int) -> float:
+    """Leave the gradients of a batch's mean loss, taken in parts and shared among processes; the loss."""
+    loss = 0.0
+    for part in np.array_split(batch, min(max(1, accumulate // world()), len(batch))):
+        mine = part[rank() :: world()]
+        rows = mine if len(mine) else part[:1]  # every process must take part in every step
+        losses = binary_cross_entropy_with_logits(model(rows), target[rows], reduction="none")
+        part_loss = losses[: len(mine)].sum() / len(batch)
+        # accelerate divides by the number of parts, and gradients are averaged over processes
+        accelerator.backward(part_loss * accumulate * world())
+        loss += part_loss.item()
+    return float(summed(np.array([loss]))[0])
+
+
+def _select(model: nn.Module, position: _Position, score: float, best_file: Path) -> None:
+    """Log a validation AUC, and keep the weights if it is the best so far."""
+    position.log.append({"step": position.step, "valid_auc": score})
+    if score > position.best or position.best_step < 0:
+        position.best, position.best_step = score, position.step
+        if is_main():
+            save_file(trainable_state(model), best_file)
 
 
 def _parameter_groups(model: nn.Module, rate: float, rates: Mapping[str, float]) -> list[dict]:
