@@ -19,7 +19,6 @@ def test_the_lock_pins_every_dependency_within_its_range():
     lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
     pins = dict(line.split("==") for line in lines)
     pins = {canonicalize_name(name): version for name, version in pins.items()}
-    assert pins["torch"] == "2.13.0"
     for wanted in WANTED:
         assert pins[canonicalize_name(wanted.name)] in wanted.specifier, wanted
 

@@ -66,13 +66,9 @@ def final_hidden(
     """
     body = _body(lm)
     ids, mask = _pad([r.suffix for r in rows])
-    places = {t: torch.nonzero(ids == lm.soft_ids[t], as_tuple=True) for t in soft or {}}  # a GPU would have to halt
-    ids, mask = ids.to(lm.placement.device), mask.to(lm.placement.device)
-    embeds = lm.embed(ids)
-    for token, vectors in (soft or {}).items():
-        embeds = embeds.index_put(places[token], vectors.to(embeds.dtype).flatten(0, -2))
+    embeds, mask = _embed(lm, ids, soft), mask.to(lm.placement.device)
     past, past_mask, past_length = _prefix_cache(lm, rows, kept)
-    positions = past_length[:, None] + torch.arange(ids.shape[1], device=ids.device)
+    positions = past_length[:, None] + torch.arange(ids.shape[1], device=mask.device)
     with lm.precision():
         states = body(
             inputs_embeds=embeds,
@@ -82,7 +78,16 @@ def final_hidden(
             use_cache=past is not None,
         ).last_hidden_state  # (B, S, d_L)
     last = mask.sum(dim=1) - 1
-    return states[torch.arange(len(rows), device=ids.device), last].float()
+    return states[torch.arange(len(rows), device=mask.device), last].float()
+
+
+def _embed(lm: LanguageModel, ids: Tensor, soft: dict[str, Tensor] | None) -> Tensor:
+    """Embeddings of ids (B, T), soft vectors written over their placeholders', on the model's device."""
+    places = {t: torch.nonzero(ids == lm.soft_ids[t], as_tuple=True) for t in soft or {}}  # a GPU would have to halt
+    embeds = lm.embed(ids.to(lm.placement.device))
+    for token, vectors in (soft or {}).items():
+        embeds = embeds.index_put(places[token], vectors.to(embeds.dtype).flatten(0, -2))
+    return embeds
 
 
 def log_odds(
@@ -221,14 +226,9 @@ def attention_weights(lm: LanguageModel, row: TokenRow, soft: dict[str, Tensor] 
     Raises:
         SellarecError: the backbone's attention does not give its weights away.
     """
-    ids = torch.tensor([row.prefix + row.suffix], device=lm.placement.device)
-    embeds = lm.embed(ids)
-    for token, vectors in (soft or {}).items():
-        embeds = embeds.index_put(torch.nonzero(ids == lm.soft_ids[token], as_tuple=True), vectors.to(embeds.dtype))
+    embeds = _embed(lm, torch.tensor([row.prefix + row.suffix]), soft)
     with showing_attention(lm):
-        layers = _body(lm)(inputs_embeds=embeds, output_attentions=True).attentions
-    if not layers or layers[0] is None:
-        raise SellarecError("This backbone's attention does not show its weights.")
+        layers = _attention_of(_body(lm)(inputs_embeds=embeds, output_attentions=True))
     return torch.stack([layer[0].float() for layer in layers]).cpu().numpy()
 
 
@@ -251,17 +251,19 @@ def answer_and_attention(
     if row.prefix and row.prefix not in prefixes:
         prefixes[row.prefix] = _prefix_cache(lm, [row])[0]
     past = copy.deepcopy(prefixes.get(row.prefix))  # a pass writes into it
-    ids = torch.tensor([row.suffix], device=lm.placement.device)
-    embeds = lm.embed(ids)
-    for token, vectors in soft.items():
-        embeds = embeds.index_put(torch.nonzero(ids == lm.soft_ids[token], as_tuple=True), vectors.to(embeds.dtype))
+    embeds = _embed(lm, torch.tensor([row.suffix]), soft)
     with showing_attention(lm):
         out = _body(lm)(inputs_embeds=embeds, past_key_values=past, use_cache=past is not None, output_attentions=True)
-    if not out.attentions or out.attentions[0] is None:
-        raise SellarecError("This backbone's attention does not show its weights.")
+        layers = _attention_of(out)
     yes, no = lm.answer_head()
     log_odds = out.last_hidden_state[0, -1].float() @ (yes - no)
-    return log_odds.item(), torch.stack([a[0, :, -1].float().mean(dim=0) for a in out.attentions]).cpu().numpy()
+    return log_odds.item(), torch.stack([layer[0, :, -1].float().mean(dim=0) for layer in layers]).cpu().numpy()
+
+
+def _attention_of(out: object) -> tuple[Tensor, ...]:
+    if not out.attentions or out.attentions[0] is None:
+        raise SellarecError("This backbone's attention does not show its weights.")
+    return out.attentions
 
 
 @contextmanager
