@@ -38,7 +38,7 @@ right.subheader("Nearest by title")
 right.dataframe(neighbours(clouds.distilled), hide_index=True)
 st.caption("By behaviour: projected collaborative vectors. By title: vectors that the language model gave.")
 if not alignment.has_map(work):
-    st.info("The t-SNE is not in the run store yet. The report computes it: sellarec report")
+    st.info(f"The t-SNE is not in the run store yet. The report computes it: {work.command('report')}")
     st.stop()
 points = tables.with_titles(work, alignment.alignment_map(work))
 figure = figures.map_figure(points)
