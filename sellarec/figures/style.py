@@ -16,6 +16,7 @@ COLOURS = {
     "mlp_control": "#CC79A7",
     "zero_shot": "#F0E442",
     "tallrec": "#E69F00",
+    "tallrec_further": "#7A4B00",
     "sella": "#D55E00",
     "lightgcn": "#88CCEE",
     "sasrec": "#332288",
