@@ -1,8 +1,7 @@
 """PersonPrompt (Li et al., TOIS 2023), as CoLLM compares to it: free token vectors for every user and item.
 
 The language model and its stage-1 adapter are frozen; the vectors are trained on stage 3's rows with CoLLM's learning
-rate for MovieLens-1M. Deviations: vectors start at random and as long as SeLLa-Rec's (`stage3.vector_norm`; at the norm
-of a token embedding one pass over a few thousand rows leaves them noise, and validation AUC fell below stage 1's), and
+rate for MovieLens-1M. Deviations: vectors start at random and as long as SeLLa-Rec's (`stage3.vector_norm`), and
 users and items that training does not show read the mean of the trained vectors.
 """
 
