@@ -184,15 +184,27 @@ def test_disagreements_are_sorted_and_filtered(page, store):
     assert not app.dataframe[0].value["warm"].any()
 
 
-def test_a_damaged_run_is_named_and_the_other_pages_stand(page, store, tmp_path):
+@pytest.mark.parametrize(
+    ("damaged", "seen_on"), [("mf/*/scores.parquet", "overview"), ("alignment_map/*/map.parquet", "alignment_map")]
+)
+def test_a_damaged_run_is_named_and_the_other_pages_stand(page, store, tmp_path, damaged, seen_on):
     import shutil
 
     shutil.copytree(store.root, tmp_path / "runs", dirs_exist_ok=True)
-    scores = next((tmp_path / "runs").glob("*/*/mf/*/scores.parquet"))
-    scores.write_bytes(scores.read_bytes()[:-10])
-    app = page("overview", runs=tmp_path / "runs")
-    assert not app.exception and "was changed or added" in words(app) and "scores.parquet" in words(app)
+    table = next((tmp_path / "runs").glob(f"*/*/{damaged}"))
+    table.write_bytes(table.read_bytes()[:-10])
+    app = page(seen_on, runs=tmp_path / "runs")
+    assert not app.exception and "was changed or added" in words(app) and table.name in words(app)
     assert not page("user_item", runs=store.root).error
+
+
+def test_a_map_that_is_not_there_yet_is_asked_for_beside_its_neighbours(page, store, tmp_path):
+    import shutil
+
+    shutil.copytree(store.root, tmp_path / "runs", ignore=shutil.ignore_patterns("alignment_map"))
+    app = page("alignment_map", runs=tmp_path / "runs")
+    assert not app.exception and not app.error and len(app.dataframe) == 2
+    assert "The t-SNE is not in the run store yet" in words(app) and "sellarec report" in words(app)
 
 
 def test_a_run_that_was_begun_shows_as_such(page, store, tmp_path):
