@@ -6,12 +6,13 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sellarec import cli
-from sellarec.config import PROFILES, Config, as_options, make_config, words_of
+from sellarec.config import PROFILES, Config, as_options, changes_from, make_config, words_of
 from sellarec.data.open import DataConfig, open_dataset
 from sellarec.errors import SellarecError
 from sellarec.systems.base import Workspace
@@ -110,6 +111,18 @@ def test_run_prints_metrics_and_the_folder(planted_table, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "test all   AUC 0." in out
     assert (tmp_path / "planted" / "no-llm" / "mf_bias").is_dir()
+
+
+def test_the_documented_ways_back_to_the_paper_work_together(planted_table, llama, tmp_path, capsys):
+    """Each of docs/protocol.md's switches changes a setting of its own, and SeLLa-Rec runs with all of them."""
+    rows = (Path(cli.__file__).parents[1] / "docs/protocol.md").read_text().split("## ")[0]
+    switches = [word for given in re.findall(r"`(--[^`]+)`", rows) for word in given.split()]
+    named = ["--dataset", str(planted_table), "--backbone", str(llama), "--runs", str(tmp_path)]
+    options = cli._parse(cli.RunCommand, ["sella", *named, *switches], "sellarec run", system="sella")
+    changed = changes_from("quick", options.config).keys() - {"backbone"}
+    assert changed == {w.strip("-").replace("no-", "").replace("-", "_") for w in switches if w[:2] == "--"}
+    cli.main(["run", "sella", *named, "--profile", "smoke", *as_options(SMALL), *switches])
+    assert "test all   AUC 0." in capsys.readouterr().out
 
 
 def test_the_module_runs_as_a_program_and_ctrl_c_is_kind(monkeypatch):
