@@ -26,7 +26,7 @@ USAGE = """usage: sellarec COMMAND [--help]
 
   fetch NAME       bring data or a model into the cache: {sources}
   run SYSTEM       compute one system and what it needs:  {systems}
-  run TABLE        all systems of table3 or of table5, the ablations
+  run TABLE        all systems of table3; of table5, the ablations; of controls, the ablations of the MLP
   report           execute all notebooks and write reports/<run>/index.html
   app              explore predictions and attention in the browser, on localhost; shows runs, never trains
   publish          write the store's runs, without a line of the data, to reports/published
@@ -55,7 +55,7 @@ class RunCommand:
     """Compute one system, or all of a table, and everything that they need; what is in the store is reused."""
 
     system: tyro.conf.Positional[str]
-    """Name of a system, or table3 or table5."""
+    """Name of a system, or table3, table5 or controls."""
     profile: str = "quick"
     """smoke, quick or full: the defaults of the settings below."""
     seeds: int = 1

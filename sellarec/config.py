@@ -72,6 +72,26 @@ class Stage3Config(TrainConfig):
     "user+item,warm"."""
 
 
+MLP_INPUTS = ("vectors", "semantic", "score", "records", "facts")
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """The MLP that stands where SeLLa-Rec has a language model."""
+
+    inputs: str = ",".join(MLP_INPUTS)
+    """What it reads: collaborative vectors, the item's semantic vector, stage 2's log-odds, how much user and item are
+    liked, genres and year. Records and facts only if the tokens have them (`stage3`)."""
+    start: int = 0
+    """Another one has other initial weights and another order of rows, over the same stages 1 and 2."""
+
+    def __post_init__(self) -> None:
+        names = self.inputs.split(",")
+        for name in names:
+            if name not in MLP_INPUTS:
+                raise SellarecError(f"mlp.inputs '{self.inputs}': '{name}' is not known. {nearest(name, MLP_INPUTS)}")
+
+
 @dataclass(frozen=True)
 class BaselineConfig(FitConfig):
     """How CoLLM trains the baselines of its tables on MovieLens-1M."""
@@ -203,6 +223,7 @@ class Config:
     stage1: TrainConfig = field(default_factory=lambda: TrainConfig(batch=16))
     stage2: CollabConfig = field(default_factory=CollabConfig)
     stage3: Stage3Config = field(default_factory=Stage3Config)
+    mlp: MLPConfig = field(default_factory=MLPConfig)
     mf: MFConfig = field(default_factory=MFConfig)
     lightgcn: LightGCNConfig = field(default_factory=LightGCNConfig)
     sasrec: SASRecConfig = field(default_factory=SASRecConfig)

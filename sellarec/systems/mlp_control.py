@@ -7,12 +7,15 @@ that an MLP cannot form by itself, and is selected on the whole validation part.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sellarec.collab.records import item_facts
-from sellarec.config import Config
+from sellarec.config import MLP_INPUTS, Config
+from sellarec.errors import SellarecError
 from sellarec.evaluation import auc
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
@@ -22,17 +25,22 @@ from sellarec.systems.sella_collab import aligned_parts, stage3_rows
 
 HIDDEN, EPOCHS, BATCH, LEARNING_RATE = 256, 20, 256, 1e-3
 
+LEARNT = {"vectors", "semantic", "score"}
+"""The inputs that come from stages 1 and 2."""
+
 
 def _inputs(work: Workspace, rows: np.ndarray, new_user: np.ndarray | None = None) -> Tensor:
-    """User, item and semantic vectors, stage-2 log-odds, records and facts side by side, (n, inputs), float32."""
-    mf, _, semantic = aligned_parts(work)
+    """What `mlp.inputs` names, side by side, shape (n, inputs), float32."""
+    read = work.config.mlp.inputs.split(",")
     user, item, *records = row_inputs(work, rows, new_user)
-    with torch.no_grad():
-        score = mf(user, item)[:, None]
-        known = [mf.user_features(user), mf.item_features(item), semantic(item), score]
-        known += records if work.config.stage3.records else []
-        known += [item_facts(work.dataset)[item]] if work.config.stage3.facts else []
-        return torch.cat(known, dim=1)
+    known = {"records": records if work.config.stage3.records else []}
+    known["facts"] = [item_facts(work.dataset)[item]] if work.config.stage3.facts else []
+    if not LEARNT.isdisjoint(read):
+        mf, _, semantic = aligned_parts(work)
+        with torch.no_grad():
+            known["vectors"] = [mf.user_features(user), mf.item_features(item)]
+            known["semantic"], known["score"] = [semantic(item)], [mf(user, item)[:, None]]
+    return torch.cat([part for name in MLP_INPUTS if name in read for part in known[name]], dim=1)
 
 
 def _network(inputs: int) -> nn.Module:
@@ -41,7 +49,7 @@ def _network(inputs: int) -> nn.Module:
 
 def fit(work: Workspace, run: Run) -> None:
     """Train on the same rows as stage 3, keep the epoch that is best on the validation part."""
-    torch.manual_seed(work.config.seed)
+    torch.manual_seed(work.config.seed + work.config.mlp.start)
     chosen = stage3_rows(work)
     valid = work.dataset.part("valid")
     rows = chosen.index.to_numpy()
@@ -78,7 +86,9 @@ def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
 def _settings(config: Config) -> dict:
     shape = {"hidden": HIDDEN, "epochs": EPOCHS, "batch": BATCH, "learning_rate": LEARNING_RATE}
     read = {name: getattr(config.stage3, name) for name in ("rows", "cold_users", "records", "facts")}
-    return {"mlp": shape, **read}
+    if not any(read.get(name, True) for name in config.mlp.inputs.split(",")):
+        raise SellarecError(f"mlp.inputs '{config.mlp.inputs}' leaves the MLP nothing to read: stage3 has none of it.")
+    return {"shape": shape, "mlp": config.mlp, "stage1_rows": config.stage1.rows, **read}
 
 
 SYSTEM = System(
@@ -90,3 +100,16 @@ SYSTEM = System(
     needs=("sella_collab",),
     uses_backbone=True,
 )
+
+
+def _reading(name: str, label: str, inputs: str, **fields: object) -> System:
+    return dataclasses.replace(SYSTEM, name=name, label=label, changes={"mlp.inputs": inputs}, **fields)
+
+
+FEWER_INPUTS = (
+    _reading("mlp_no_score", "MLP without stage 2's log-odds", "vectors,semantic,records,facts"),
+    _reading("mlp_no_vectors", "MLP without collaborative vectors", "semantic,records,facts"),
+    _reading("mlp_no_semantic", "MLP without the title's vector", "vectors,score,records,facts"),
+    _reading("mlp_records", "MLP on counts, genres and year", "records,facts", needs=(), uses_backbone=False),
+)
+"""The control with less to read: which of the inputs its answers rest on. The last one needs no language model."""

@@ -37,6 +37,7 @@ SYSTEMS: dict[str, System] = {
         semantic.SYSTEM,
         sella_collab.SYSTEM,
         mlp_control.SYSTEM,
+        *mlp_control.FEWER_INPUTS,
         sella.SYSTEM,
         tuned_further.SYSTEM,
         prompt4nr.SYSTEM,
@@ -50,18 +51,20 @@ SYSTEMS: dict[str, System] = {
     )
 }
 
-OVERALL = ("counting", "mf", "mf_bias", "sella_collab", "mlp_control", "zero_shot", "tallrec", "sella")
+OVERALL = ("counting", "mlp_records", "mf", "mf_bias", "sella_collab", "mlp_control", "zero_shot", "tallrec", "sella")
 """The rows of the overall table, in its order."""
 
 
 TABLES = {
     "table3": (
-        *("counting", "mf", "mf_bias", "lightgcn", "sasrec", "din", "binary_mf", "sella_collab", "mlp_control"),
+        *("counting", "mlp_records", "mf", "mf_bias", "lightgcn", "sasrec", "din", "binary_mf"),
+        *("sella_collab", "mlp_control"),
         *("zero_shot", "prompt4nr", "tallrec", "tallrec_further", "ctrl", "person_prompt", "collm", "binllm", "sella"),
     ),
     "table5": ("sella", *(v.name for v in (*variants.ABLATIONS, *variants.OURS))),
+    "controls": ("mlp_control", *(v.name for v in mlp_control.FEWER_INPUTS)),
 }
-"""The paper's comparison and its ablation, in their order, each with rows of ours."""
+"""The paper's comparison and its ablation, in their order, each with rows of ours; and the ablation of the control."""
 
 
 def find_system(name: str) -> System:
