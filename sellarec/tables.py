@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
+from scipy.stats import rankdata
 
 from sellarec.evaluation import FEWEST_USERS, SLICES, Interval, UserBootstrap, slice_masks
 from sellarec.systems.base import Workspace
@@ -115,19 +116,42 @@ def difference_table(
     """
     bootstrap, mask = _bootstrap(work, part)
     score = work.test_scores(system)[mask]
-    lines = []
+    pairs = {}
     for name in (n for n in systems if n != system):
         other = work.test_scores(name)[mask]
-        line: dict[str, object] = {"against": find_system(name).label}
+        pairs[find_system(name).label] = (other, score) if gains else (score, other)
+    label, others = find_system(system).label, "each other system"
+    of, minus, who = (others, label, "it") if gains else (label, others, label)
+    return _differences(bootstrap, pairs, of=of, minus=minus, who=who)
+
+
+def blend_table(work: Workspace, system: str, systems: Sequence[str], part: str = "all") -> pd.DataFrame:
+    """What each other system's answer adds to one's: the mean of both ranks among the rows, minus the one's alone.
+
+    Returns:
+        As `difference_table`.
+    """
+    bootstrap, mask = _bootstrap(work, part)
+    rank = {n: rankdata(work.test_scores(n)[mask]) for n in (system, *systems)}
+    pairs = {f"with {find_system(n).label}": (rank[system] + rank[n], rank[system]) for n in systems if n != system}
+    label = find_system(system).label
+    return _differences(bootstrap, pairs, of="the mean of two rankings", minus=label, who="the mean")
+
+
+def _differences(
+    bootstrap: UserBootstrap, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], **attrs: str
+) -> pd.DataFrame:
+    """How much better the first scores of each pair are than the second, by label, as `difference_table` gives it."""
+    lines = []
+    for label, (score, other) in pairs.items():
+        line: dict[str, object] = {"against": label}
         for metric in ("auc", "uauc"):
-            interval = bootstrap.interval(metric, *((other, score) if gains else (score, other)))
+            interval = bootstrap.interval(metric, score, other)
             line |= interval.columns(metric)
             line[f"{metric}_verdict"] = verdict(interval) if bootstrap.users >= FEWEST_USERS else "too few users"
         lines.append(line)
     table = pd.DataFrame(lines).set_index("against")
-    label, others = find_system(system).label, "each other system"
-    of, minus, who = (others, label, "it") if gains else (label, others, label)
-    table.attrs |= {"of": of, "minus": minus, "who": who}
+    table.attrs |= attrs
     return table
 
 

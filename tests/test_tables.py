@@ -1,12 +1,15 @@
 """Tables of runs: what they carry, and what they say of what is missing."""
 
+import pandas as pd
 import pytest
 
 from sellarec.config import make_config
+from sellarec.evaluation import auc
 from sellarec.figures import difference_figure
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL
 from sellarec.tables import (
+    blend_table,
     difference_table,
     overall_table,
     pretty,
@@ -44,6 +47,17 @@ def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, m
     )
     with pytest.raises(ValueError, match="none of"):
         overall_table(small_workspace, part="hot")
+
+
+def test_a_blend_is_the_mean_of_two_rankings_against_the_one_alone(small_workspace):
+    blends = blend_table(small_workspace, "counting", ["counting", "mf", "sella"])
+    assert list(blends.index) == ["with MF", "with SeLLa-Rec"]  # with itself there is nothing to add
+    label = small_workspace.part("test")["label"].to_numpy()
+    counting, mf = (pd.Series(small_workspace.test_scores(n)) for n in ("counting", "mf"))
+    both = auc(label, (counting.rank() + mf.rank()).to_numpy())
+    assert blends.loc["with MF", "auc"] == pytest.approx(both - auc(label, counting.to_numpy()))
+    title = difference_figure(blends).layout.title.text
+    assert title.startswith("The mean of two rankings minus Counting (item + user mean)")
 
 
 def test_a_difference_on_a_handful_of_users_decides_nothing(small_workspace, monkeypatch):
