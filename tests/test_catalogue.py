@@ -9,7 +9,7 @@ from sellarec.errors import SellarecError
 from sellarec.progress import listening
 from sellarec.systems.base import sigmoid
 
-SCORED = ("counting", "mf", "din", "zero_shot", "tallrec", "mlp_control", "sella", "no_warm_token")
+SCORED = ("counting", "mf", "din", "zero_shot", "tallrec", "mlp_control", "mlp_records", "sella", "no_warm_token")
 
 
 def last_disliked_row(work):
