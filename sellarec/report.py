@@ -186,7 +186,8 @@ def write_images(folder: Path) -> str:
                     figs = [pio.read_json(s) for s in due]
                     for fig in figs:
                         fig.layout.updatemenus = ()  # paper has no menus
-                    pio.write_images(figs, targets, width=1000, scale=1.5 if kind == "png" else 1)
+                    high = [fig.layout.height or 500 for fig in figs]  # without it, plotly makes all of them 500 high
+                    pio.write_images(figs, targets, width=1000, height=high, scale=1.5 if kind == "png" else 1)
                 if kind == "png":
                     for target in targets:
                         _shrink(target)

@@ -168,12 +168,13 @@ def test_without_a_browser_the_report_says_how_to_get_images(made, monkeypatch, 
     assert "no Chrome" in said and "install one, or name it in BROWSER_PATH" in said
 
 
-def test_only_figures_that_changed_are_drawn_again_and_without_menus(monkeypatch, tmp_path):
-    drawn = []
+def test_only_figures_that_changed_are_drawn_again_as_high_as_they_are_and_without_menus(monkeypatch, tmp_path):
+    drawn, high = [], {}
 
     def draw(loaded, files, **options):
         assert not any(figure.layout.updatemenus for figure in loaded)
         drawn.extend(f.name for f in files)
+        high.update(zip((f.name for f in files), options["height"], strict=True))
         for file in files:
             if file.suffix == ".png":
                 Image.new("RGB", (2, 1), "#D55E00").save(file)
@@ -181,7 +182,8 @@ def test_only_figures_that_changed_are_drawn_again_and_without_menus(monkeypatch
 
     monkeypatch.setattr(report.pio, "write_images", draw)
     menus = [{"buttons": [{"label": "colours", "method": "update"}]}]
-    first, second = go.Figure(layout={"updatemenus": menus}), go.Figure(layout={"title": {"text": "other"}})
+    first = go.Figure(layout={"updatemenus": menus, "height": 870})
+    second = go.Figure(layout={"title": {"text": "other"}})
     for name in ("a", "b"):
         figures.export_figure(first, name, tmp_path)
     report.write_images(tmp_path)
@@ -196,6 +198,7 @@ def test_only_figures_that_changed_are_drawn_again_and_without_menus(monkeypatch
     os.utime(tmp_path / "figures" / "b.json", (stamp, stamp))
     report.write_images(tmp_path)
     assert sorted(drawn) == ["b.pdf", "b.png", "b.svg"]
+    assert high["a.png"] == 870 and high["b.svg"] == 500  # plotly's own height where a figure has none
 
 
 def test_figures_show_the_tables_numbers():

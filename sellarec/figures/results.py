@@ -48,8 +48,9 @@ def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
             )
         figure.add_vline(x=0.5, line={"dash": "dot", "color": "#888888"}, row=1, col=col)
         figure.update_xaxes(title_text=metric.upper(), nticks=4, tickangle=0, row=1, col=col)
-    figure.update_yaxes(categoryorder="array", categoryarray=labels, automargin=True)
-    figure.update_layout(**LAYOUT, **LEGEND_BELOW, height=190 + 40 * len(labels))
+    figure.update_yaxes(categoryorder="array", categoryarray=labels, automargin=True, dtick=1)
+    figure.update_layout(**LAYOUT, **LEGEND_BELOW, height=190 + 30 * len(labels))
+    figure.update_layout(legend_y=-80 / (40 + 30 * len(labels)))  # below the axis titles
     return titled(figure, "How well each system tells likes from dislikes", note)
 
 
@@ -73,8 +74,8 @@ def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
         )
         figure.add_vline(x=0, line={"dash": "dot", "color": "#888888"}, row=1, col=col)
         figure.update_xaxes(title_text=f"Δ{metric.upper()}", row=1, col=col)
-    figure.update_yaxes(categoryorder="array", categoryarray=list(table.index)[::-1], automargin=True)
-    figure.update_layout(**LAYOUT, height=190 + 40 * len(table))
+    figure.update_yaxes(categoryorder="array", categoryarray=list(table.index)[::-1], automargin=True, dtick=1)
+    figure.update_layout(**LAYOUT, height=190 + 30 * len(table))
     return titled(figure, f"{of[0].upper()}{of[1:]} minus {minus} (right of 0: {who} is better)", note)
 
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 # Okabe and Ito's palette, then Tol's muted one: distinct for colour-blind readers; one colour per system everywhere.
 COLOURS = {
     "counting": "#999999",
-    "mlp_records": "#CC6677",
+    "mlp_records": "#000000",
     "mf": "#56B4E9",
     "mf_bias": "#0072B2",
     "sella_collab": "#009E73",
