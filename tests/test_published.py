@@ -220,7 +220,11 @@ def test_the_runs_that_this_repository_publishes_are_whole_and_hold_no_table():
         assert not (folder / SCORES).exists() or list(load_file(folder / SCORES)) == ["score"]
 
 
-STUDIED = ({}, {"stage3.embedding_learning_rate": 1e-3, "stage3.projection_learning_rate": 1e-3})
+STUDIED = (
+    {},
+    {"stage3.embedding_learning_rate": 1e-3, "stage3.projection_learning_rate": 1e-3},
+    *({"mlp.start": start} for start in range(1, 5)),
+)
 """The settings behind docs/results.md: the profile's, and changes to it."""
 
 
