@@ -13,6 +13,7 @@ from typing import Any
 
 from sellarec.backbone.lora import LoraSettings
 from sellarec.collab.fit import CollabConfig, FitConfig
+from sellarec.collab.mlp import MLPConfig
 from sellarec.data import sources
 from sellarec.data.open import DataConfig
 from sellarec.errors import SellarecError, at_least, nearest
@@ -70,26 +71,6 @@ class Stage3Config(TrainConfig):
     order: str = "together"
     """"together" (paper), or one group of tokens after the other, the first one frozen then: "warm,user+item" or
     "user+item,warm"."""
-
-
-MLP_INPUTS = ("vectors", "semantic", "score", "records", "facts")
-
-
-@dataclass(frozen=True)
-class MLPConfig:
-    """The MLP that stands where SeLLa-Rec has a language model."""
-
-    inputs: str = ",".join(MLP_INPUTS)
-    """What it reads: collaborative vectors, the item's semantic vector, stage 2's log-odds, how much user and item are
-    liked, genres and year. Records and facts only if the tokens have them (`stage3`)."""
-    start: int = 0
-    """Another one has other initial weights and another order of rows, over the same stages 1 and 2."""
-
-    def __post_init__(self) -> None:
-        names = self.inputs.split(",")
-        for name in names:
-            if name not in MLP_INPUTS:
-                raise SellarecError(f"mlp.inputs '{self.inputs}': '{name}' is not known. {nearest(name, MLP_INPUTS)}")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sellarec.collab.mlp import HIDDEN, INPUTS, new_mlp
 from sellarec.collab.records import item_facts
-from sellarec.config import MLP_INPUTS, Config
+from sellarec.config import Config
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc
 from sellarec.runs import Run
@@ -23,7 +24,7 @@ from sellarec.systems.cold_users import hide_users
 from sellarec.systems.sella import row_inputs
 from sellarec.systems.sella_collab import aligned_parts, stage3_rows
 
-HIDDEN, EPOCHS, BATCH, LEARNING_RATE = 256, 20, 256, 1e-3
+EPOCHS, BATCH, LEARNING_RATE = 20, 256, 1e-3
 
 LEARNT = {"vectors", "semantic", "score"}
 """The inputs that come from stages 1 and 2."""
@@ -40,11 +41,7 @@ def _inputs(work: Workspace, rows: np.ndarray, new_user: np.ndarray | None = Non
         with torch.no_grad():
             known["vectors"] = [mf.user_features(user), mf.item_features(item)]
             known["semantic"], known["score"] = [semantic(item)], [mf(user, item)[:, None]]
-    return torch.cat([part for name in MLP_INPUTS if name in read for part in known[name]], dim=1)
-
-
-def _network(inputs: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(inputs, HIDDEN), nn.GELU(), nn.Dropout(0.2), nn.Linear(HIDDEN, 1))
+    return torch.cat([part for name in INPUTS if name in read for part in known[name]], dim=1)
 
 
 def fit(work: Workspace, run: Run) -> None:
@@ -56,7 +53,7 @@ def fit(work: Workspace, run: Run) -> None:
     x = _inputs(work, rows, hide_users(work, rows, work.config.stage3.cold_users))
     valid_x = _inputs(work, valid.index.to_numpy())
     y = torch.from_numpy(chosen["label"].to_numpy().astype(np.float32))
-    network = _network(x.shape[1])
+    network = new_mlp(x.shape[1])
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
     best, state = -1.0, None
     for epoch in range(EPOCHS):
@@ -77,7 +74,7 @@ def fit(work: Workspace, run: Run) -> None:
 
 def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     x = _inputs(work, rows)
-    network = _network(x.shape[1]).eval()
+    network = new_mlp(x.shape[1]).eval()
     network.load_state_dict({k: torch.from_numpy(v) for k, v in run.tensors("mlp").items()})
     with torch.inference_mode():
         return sigmoid(network(x)[:, 0].numpy())
