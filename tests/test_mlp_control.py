@@ -30,8 +30,10 @@ def test_without_what_the_tokens_lack_it_lacks_it_too(small_workspace):
     fewer = small_workspace.variant({"stage3.records": False, "mlp.inputs": "records,facts"})
     only = small_workspace.variant({"mlp.inputs": "facts"})
     torch.testing.assert_close(mlp_control._inputs(fewer, rows), mlp_control._inputs(only, rows))
+    neither = fewer.variant({"stage3.facts": False})
     with pytest.raises(SellarecError, match="leaves the MLP nothing to read"):
-        fewer.variant({"stage3.facts": False}).run("mlp_control")
+        neither.run("mlp_control")
+    assert neither.run("mlp_records").folder == small_workspace.run("mlp_records").folder
 
 
 def test_on_counts_and_genres_it_needs_no_language_model(planted_table, tmp_path):

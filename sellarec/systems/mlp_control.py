@@ -99,14 +99,22 @@ SYSTEM = System(
 )
 
 
-def _reading(name: str, label: str, inputs: str, **fields: object) -> System:
-    return dataclasses.replace(SYSTEM, name=name, label=label, changes={"mlp.inputs": inputs}, **fields)
+def _reading(name: str, label: str, inputs: str) -> System:
+    return dataclasses.replace(SYSTEM, name=name, label=label, changes={"mlp.inputs": inputs})
 
 
 FEWER_INPUTS = (
     _reading("mlp_no_score", "MLP without stage 2's log-odds", "vectors,semantic,records,facts"),
     _reading("mlp_no_vectors", "MLP without collaborative vectors", "semantic,records,facts"),
     _reading("mlp_no_semantic", "MLP without the title's vector", "vectors,score,records,facts"),
-    _reading("mlp_records", "MLP on counts, genres and year", "records,facts", needs=(), uses_backbone=False),
+    dataclasses.replace(
+        SYSTEM,
+        name="mlp_records",
+        label="MLP on counts, genres and year",
+        changes={"mlp.inputs": "records,facts", "stage3.records": True, "stage3.facts": True},
+        needs=(),
+        uses_backbone=False,
+    ),
 )
-"""The control with less to read: which of the inputs its answers rest on. The last one needs no language model."""
+"""The control with less to read: which of the inputs its answers rest on. The last one needs no language model, and is
+the same whatever the tokens hold."""
