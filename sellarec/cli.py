@@ -1,4 +1,4 @@
-"""The command line: every command is a dataclass, whose fields are its options and whose docstrings its help."""
+"""The command line: one function a command; what each takes is in options.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -18,6 +18,16 @@ from sellarec.data import amazon_book, sources
 from sellarec.data.open import open_dataset
 from sellarec.distributed import is_main, leave
 from sellarec.errors import SellarecError, nearest
+from sellarec.options import (
+    AdoptCommand,
+    AppCommand,
+    Compare,
+    Fetch,
+    PlanCommand,
+    PublishCommand,
+    ReportCommand,
+    RunCommand,
+)
 
 if TYPE_CHECKING:
     from sellarec.systems.base import Workspace
@@ -27,6 +37,7 @@ USAGE = """usage: sellarec COMMAND [--help]
   fetch NAME       bring data or a model into the cache: {sources}
   run SYSTEM       compute one system and what it needs:  {systems}
   run TABLE        all systems of table3; of table5, the ablations; of controls, the ablations of the MLP
+  compare RUN ...  AUC and UAUC of finished runs, and what the first has over each other one, with intervals
   report           execute all notebooks and write reports/<run>/index.html
   app              explore predictions and attention in the browser, on localhost; shows runs, never trains
   publish          write the store's runs, without a line of the data, to reports/published
@@ -36,113 +47,6 @@ USAGE = """usage: sellarec COMMAND [--help]
   doctor           versions, CPU features, chosen number format, what is fetched and what is missing
   profile NAME     print a profile's settings: {profiles}
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class Fetch:
-    """Bring a source into the cache, verified; or take it from a file or folder that you name."""
-
-    name: tyro.conf.Positional[str]
-    """A registered source."""
-    origin: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """A folder with the files, or the archive, instead of the network."""
-    force: bool = False
-    """Fetch again even if it is there."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RunCommand:
-    """Compute one system, or all of a table, and everything that they need; what is in the store is reused."""
-
-    system: tyro.conf.Positional[str]
-    """Name of a system, or table3, table5 or controls."""
-    profile: str = "quick"
-    """smoke, quick or full: the defaults of the settings below."""
-    seeds: int = 1
-    """For a table: how many seeds to compute the systems without a language model for, starting at `seed`."""
-    weights: bool = False
-    """Of a system whose run was adopted without weights, compute it again in its place; where another system grows
-    from it, that happens by itself."""
-    runs: Path = Path("runs")
-    """The run store."""
-    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
-
-
-@dataclasses.dataclass(frozen=True)
-class PlanCommand:
-    """Say what SeLLa-Rec will need under these settings, on this machine or another; refuse what cannot fit."""
-
-    profile: str = "quick"
-    """smoke, quick or full: the defaults of the settings below."""
-    device: str | None = None
-    """cpu or cuda, to plan for another machine; its `memory` and `tflops` must be named too."""
-    memory: float | None = None
-    """GiB that are free there for each process; None asks this machine."""
-    tflops: float | None = None
-    """The rate of each process for large matrix products in the working number format; None measures this machine."""
-    processes: int = 1
-    """GPUs, or processes, that share every batch of one run (torchrun); with `--split` also the layers' weights."""
-    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportCommand:
-    """Execute all notebooks with these settings and write one HTML report."""
-
-    profile: str = "quick"
-    """smoke, quick or full: the defaults of the settings below."""
-    origin: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Fetch the dataset from this folder or archive first."""
-    runs: Path = Path("runs")
-    """The run store."""
-    reports: Path = Path("reports")
-    """Where the report's folder is made."""
-    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
-
-
-@dataclasses.dataclass(frozen=True)
-class AppCommand:
-    """Open the app over the run store, on localhost. It shows what is there and never trains."""
-
-    profile: str = "quick"
-    """smoke, quick or full: the defaults of the settings below."""
-    runs: Path = Path("runs")
-    """The run store."""
-    port: int = 8501
-    """Where it listens, on this machine only."""
-    headless: bool = False
-    """Do not open a browser."""
-    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
-
-
-@dataclasses.dataclass(frozen=True)
-class PublishCommand:
-    """Write the runs of these settings that are in the store, and all that they grew from, to a folder that may be
-    shared: settings, metrics, log and scores of each, without weights and without a line of the data."""
-
-    profile: str = "quick"
-    """smoke, quick or full: the defaults of the settings below."""
-    to: Path = Path("reports/published")
-    """Where they are written; runs that are there stay."""
-    runs: Path = Path("runs")
-    """The run store."""
-    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
-
-
-@dataclasses.dataclass(frozen=True)
-class AdoptCommand:
-    """Bring the published runs of a dataset into the store. Rows and labels are taken from your own copy of the data,
-    and the metrics made of them must be the published ones. Tables then need no computation; weights, which are not
-    published, are computed again where something grows from them or looks into them.
-    """
-
-    profile: str = "quick"
-    """smoke, quick or full: the defaults of the settings below."""
-    origin: Annotated[Path, tyro.conf.arg(name="from")] = Path("reports/published")
-    """Where the published runs are."""
-    runs: Path = Path("runs")
-    """The run store."""
-    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -164,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _dispatch(argv: list[str]) -> None:
     commands = {"fetch": _fetch, "run": _run, "report": _report, "app": _app, "plan": _plan, "doctor": _doctor}
-    commands |= {"profile": _profile, "bench": _bench, "publish": _publish, "adopt": _adopt}
+    commands |= {"profile": _profile, "bench": _bench, "publish": _publish, "adopt": _adopt, "compare": _compare}
     if not argv or argv[0] in ("-h", "--help"):
         from sellarec.systems.registry import SYSTEMS
 
@@ -235,6 +139,22 @@ def _run_table(work: Workspace, table: str, seeds: int) -> None:
 
 def _four(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
+
+
+def _compare(argv: list[str]) -> None:
+    options = _parse(Compare, argv, "sellarec compare", systems=tyro.MISSING)
+    from sellarec.compare import compare, runs_named
+    from sellarec.systems.base import Workspace
+    from sellarec.tables import pretty
+
+    if options.seeds < 1:
+        raise SellarecError(f"--seeds is {options.seeds}; it must be at least 1.")
+    work = Workspace(options.config, options.runs, computes=False)
+    overall, differences = compare(runs_named(work, options.systems, options.seeds), options.on, options.part)
+    print(f"{work.dataset.name}, {options.part} scored {options.on} rows; 95 % intervals over users\n")
+    print(pretty(overall).to_string())
+    if len(differences):
+        print(f"\n{differences.attrs['of']} minus\n\n{pretty(differences).to_string()}")
 
 
 def _app(argv: list[str]) -> None:

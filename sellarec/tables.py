@@ -122,7 +122,7 @@ def difference_table(
         pairs[find_system(name).label] = (other, score) if gains else (score, other)
     label, others = find_system(system).label, "each other system"
     of, minus, who = (others, label, "it") if gains else (label, others, label)
-    return _differences(bootstrap, pairs, of=of, minus=minus, who=who)
+    return differences(bootstrap, pairs, of=of, minus=minus, who=who)
 
 
 def blend_table(work: Workspace, system: str, systems: Sequence[str], part: str = "all") -> pd.DataFrame:
@@ -135,10 +135,10 @@ def blend_table(work: Workspace, system: str, systems: Sequence[str], part: str 
     rank = {n: rankdata(work.test_scores(n)[mask]) for n in (system, *systems)}
     pairs = {f"with {find_system(n).label}": (rank[system] + rank[n], rank[system]) for n in systems if n != system}
     label = find_system(system).label
-    return _differences(bootstrap, pairs, of="the mean of two rankings", minus=label, who="the mean")
+    return differences(bootstrap, pairs, of="the mean of two rankings", minus=label, who="the mean")
 
 
-def _differences(
+def differences(
     bootstrap: UserBootstrap, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], **attrs: str
 ) -> pd.DataFrame:
     """How much better the first scores of each pair are than the second, by label, as `difference_table` gives it."""

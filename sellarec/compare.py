@@ -1,0 +1,100 @@
+"""Runs side by side from their scores alone: what each one has, and what the first has over each other one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sellarec.errors import SellarecError
+from sellarec.evaluation import UserBootstrap, slice_masks
+from sellarec.runs import Run, open_run
+from sellarec.systems.base import Workspace
+from sellarec.systems.registry import SYSTEMS, find_system
+from sellarec.tables import differences
+
+
+def runs_named(work: Workspace, names: Sequence[str], seeds: int = 1) -> dict[str, list[Run]]:
+    """The finished runs that words stand for, by label.
+
+    Args:
+        names: Systems under the workspace's settings, or folders of runs, whatever their settings.
+        seeds: Of a system, how many seeds from the workspace's on; those in the store are taken.
+
+    Raises:
+        SellarecError: there is no name, a system is not known or has no such run, a folder holds none, or a run has no
+            scores.
+    """
+    if not names:
+        raise SellarecError(f"name systems, or the folders of runs, to compare. Valid: {', '.join(SYSTEMS)}.")
+    found = {}
+    for name in names:
+        if name not in SYSTEMS and Path(name).is_dir():
+            runs = [open_run(Path(name))]
+            label = f"{find_system(runs[0].config['system']).label} ({Path(name).name})"
+        else:
+            runs, label = _of_seeds(work, name, seeds), find_system(name).label
+            label += f", {len(runs)} seeds" if len(runs) > 1 else ""
+        for run in runs:
+            if not (run.folder / "scores.parquet").exists():
+                raise SellarecError(f"{label} is a step that others grow from; it scores no rows ({run.folder}).")
+        found[label] = runs
+    return found
+
+
+def _of_seeds(work: Workspace, name: str, seeds: int) -> list[Run]:
+    system = find_system(name)
+    works = [work.variant({"seed": work.config.seed + n}) for n in range(seeds if system.uses_seed else 1)]
+    if not (runs := [w.run(name) for w in works if w.is_done(name)]):
+        raise SellarecError(f"{system.label} is not in the run store. To compute it: {work.command('run', name)}")
+    return runs
+
+
+def compare(
+    runs: Mapping[str, Sequence[Run]], split: str = "test", part: str = "all"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """AUC and UAUC of each, and how much better the first is than each other, with 95 % user-bootstrap intervals.
+
+    Args:
+        runs: By label; of several under one label the mean metric is taken, whose interval holds no variance of seeds.
+        split: "test", or "valid" for the validation rows that checkpoints were chosen on.
+        part: "all", "warm" or "cold".
+
+    Returns:
+        As `tables.overall_table` without its other columns, and as `tables.difference_table`.
+
+    Raises:
+        SellarecError: two runs score other rows, or rows of other data.
+    """
+    first = next(iter(runs.values()))[0]
+    rows = _rows(first, split)
+    rows = rows[slice_masks(rows)[part]]
+    scores = {label: np.stack([_scores(run, first, rows, split, part) for run in of]) for label, of in runs.items()}
+    bootstrap = UserBootstrap(rows["user"].to_numpy(), rows["label"].to_numpy())
+    lines = [
+        {"label": label} | {k: v for m in ("auc", "uauc") for k, v in bootstrap.interval(m, score).columns(m).items()}
+        for label, score in scores.items()
+    ]
+    label, *others = scores
+    pairs = {other: (scores[label], scores[other]) for other in others}
+    found = differences(bootstrap, pairs, of=label, minus="each other", who=label) if pairs else pd.DataFrame()
+    return pd.DataFrame(lines).set_index("label"), found
+
+
+def _rows(run: Run, split: str) -> pd.DataFrame:
+    """The rows that a run scores of a split, by row id."""
+    return run.scores.set_index("row").loc[lambda scores: scores["split"] == split]
+
+
+def _scores(run: Run, first: Run, rows: pd.DataFrame, split: str, part: str) -> np.ndarray:
+    """A run's scores of the first run's rows, shape (n,)."""
+    found = _rows(run, split)
+    found = found[slice_masks(found)[part]]
+    if run.config["data_hash"] != first.config["data_hash"] or set(found.index) != set(rows.index):
+        raise SellarecError(
+            f"{run.folder} scores other rows than {first.folder}; only runs over the same rows of the same data can "
+            "be compared. Their config.json says what they were computed from."
+        )
+    return found.loc[rows.index, "score"].to_numpy()

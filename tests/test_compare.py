@@ -1,0 +1,88 @@
+"""Finished runs side by side, from their scores alone."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from sellarec import cli
+from sellarec.compare import compare, runs_named
+from sellarec.config import as_options, make_config
+from sellarec.errors import SellarecError
+from sellarec.evaluation import auc, uauc
+from sellarec.systems.base import Workspace
+from sellarec.tables import difference_table
+from tests.conftest import SMALL
+
+
+@pytest.fixture
+def store(planted_table, tmp_path):
+    """Counting, and MF with biases at two seeds."""
+    work = Workspace(make_config("smoke", str(planted_table), **SMALL), tmp_path)
+    for seed in (0, 1):
+        work.variant({"seed": seed}).run("mf_bias")
+    work.run("counting")
+    return work
+
+
+def test_the_first_is_compared_with_each_other_one(store):
+    overall, found = compare(runs_named(store, ["mf_bias", "counting"]))
+    rows = store.part("test")
+    assert overall.loc["MF + biases", "auc"] == pytest.approx(auc(rows["label"], store.test_scores("mf_bias")))
+    expected = difference_table(store, "mf_bias", ["counting"])
+    assert found.iloc[0].to_dict() == expected.iloc[0].to_dict() and found.attrs["of"] == "MF + biases"
+
+
+def test_of_several_seeds_the_mean_metric_is_taken(store):
+    overall, found = compare(runs_named(store, ["mf_bias", "counting"], seeds=3))  # of which two are in the store
+    rows = store.part("test")
+    scores = [store.variant({"seed": s}).test_scores("mf_bias") for s in (0, 1)]
+    mean = np.mean([uauc(rows["user"], rows["label"], score) for score in scores])
+    assert overall.loc["MF + biases, 2 seeds", "uauc"] == pytest.approx(mean)
+    assert found["uauc"].item() == pytest.approx(mean - overall["uauc"].iloc[1])
+
+
+def test_validation_rows_and_parts_have_their_own_numbers(store):
+    runs = runs_named(store, ["counting"])
+    for split, part in (("valid", "all"), ("test", "warm"), ("test", "cold")):
+        overall, found = compare(runs, split, part)
+        assert overall["auc"].item() == pytest.approx(store.run("counting").metrics[split][part]["auc"])
+        assert found.empty  # there is no other one
+
+
+def test_runs_of_other_settings_are_named_by_their_folder(store):
+    other = store.variant({"mf.dim": 4}).run("mf_bias")
+    overall, found = compare(runs_named(store, ["mf_bias", str(other.folder)]))
+    assert overall.index[1] == f"MF + biases ({other.folder.name})"
+    assert overall["auc"].iloc[1] == pytest.approx(other.metrics["test"]["all"]["auc"])
+    assert found["auc"].item() == pytest.approx(overall["auc"].iloc[0] - overall["auc"].iloc[1])
+
+
+def test_runs_over_other_rows_are_refused(store):
+    other = store.variant({"evaluation.test_rows": 1}).run("counting")
+    with pytest.raises(SellarecError, match="scores other rows than"):
+        compare(runs_named(store, ["counting", str(other.folder)]))
+
+
+def test_what_cannot_be_compared_is_said_with_what_to_do(store, tmp_path):
+    with pytest.raises(SellarecError, match=r"DIN is not in the run store\. To compute it: sellarec run din --dataset"):
+        runs_named(store, ["din"])
+    with pytest.raises(SellarecError, match="Did you mean 'counting'"):
+        runs_named(store, ["countin"])
+    with pytest.raises(SellarecError, match="name systems"):
+        runs_named(store, [])
+    damaged = tmp_path / "copy"
+    shutil.copytree(store.run("counting").folder, damaged)
+    (damaged / "metrics.json").write_text("{}")
+    with pytest.raises(SellarecError, match="was changed or added"):
+        runs_named(store, [str(damaged)])
+
+
+def test_the_command_prints_both_tables(store, planted_table, capsys):
+    words = ["--profile", "smoke", "--dataset", str(planted_table), "--runs", str(store.root), *as_options(SMALL)]
+    cli.main(["compare", "mf_bias", "counting", *words, "--seeds", "2", "--part", "warm"])
+    out = capsys.readouterr().out
+    assert "warm scored test rows" in out and "MF + biases, 2 seeds minus" in out
+    assert "UAUC, MF + biases, 2 seeds is" in out
+    with pytest.raises(SystemExit, match="--seeds is 0"):
+        cli.main(["compare", "counting", *words, "--seeds", "0"])
