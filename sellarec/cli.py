@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from sellarec.config import PROFILES, Config, changes_from, located, make_config
+from sellarec.config import Config, changes_from, located, make_config
 from sellarec.data import amazon_book, sources
 from sellarec.data.open import open_dataset
 from sellarec.distributed import is_main, leave
@@ -28,6 +28,7 @@ from sellarec.options import (
     ReportCommand,
     RunCommand,
 )
+from sellarec.profiles import PROFILES
 
 if TYPE_CHECKING:
     from sellarec.systems.base import Workspace

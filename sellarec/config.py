@@ -1,4 +1,4 @@
-"""Every setting of the suite, with its meaning beneath it, and the named profiles.
+"""Every setting of the suite, with its meaning beneath it; profiles.py names sets of them.
 
 One frozen dataclass is the command line, the notebooks' overrides and the config file of a run.
 """
@@ -17,6 +17,7 @@ from sellarec.collab.mlp import MLPConfig
 from sellarec.data import sources
 from sellarec.data.open import DataConfig
 from sellarec.errors import SellarecError, at_least, nearest
+from sellarec.profiles import PROFILES, profile_on
 from sellarec.prompts import PromptConfig
 from sellarec.training import TrainConfig
 
@@ -215,80 +216,6 @@ class Config:
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
 
 
-PROFILES: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "stage1.rows": 48,
-        "stage3.rows": 64,
-        "stage2.dim": 16,
-        "stage2.epochs": 3,
-        **{f"{name}.epochs": 1 for name in ("mf", "lightgcn", "sasrec", "din", "binllm")},
-        "ctrl.epochs": 3,
-        "analysis.attention_rows": 6,
-        "analysis.step0_rows": 40,
-        "evaluation.test_rows": 60,
-        "evaluation.valid_rows": 32,
-        "stage1.evaluations": 1,
-        "stage3.evaluations": 1,
-    },
-    "quick": {
-        "prompt.history": 3,
-        "lora.dropout": 0.0,
-        "stage1.rows": 2400,
-        "stage3.rows": 3200,
-        "evaluation.valid_rows": 400,
-    },
-    "full": {
-        "stage1.epochs": 3,
-        "stage1.evaluations": 10,
-        "stage1.batch": 128,
-        "stage1.accumulate": 8,
-        "stage1.learning_rate": 1e-4,
-        "stage3.epochs": 3,
-        "stage3.evaluations": 10,
-        "stage3.batch": 128,
-        "stage3.accumulate": 4,
-        "stage3.learning_rate": 2e-4,
-        "stage2.dim": 256,
-        "stage2.patience": 50,
-        "evaluation.valid_rows": None,
-    },
-}
-"""Changes to the defaults: `smoke` proves the plumbing, `quick` is for a laptop CPU, `full` is the paper's scale;
-where we leave the paper in kind, docs/protocol.md names the switches back."""
-
-EVERY_PROFILE_ON: dict[str, dict[str, Any]] = {"amazon-book": {"data.like_above": 4.0}}
-"""What every profile sets further, by dataset."""
-
-QUICK_ON: dict[str, dict[str, Any]] = {
-    "ml-100k": {
-        "stage1.rows": 600,
-        "stage2.learning_rate": 1e-2,
-        "stage2.batch": 8192,
-        "stage3.rows": 1200,
-        "analysis.attention_rows": 24,
-        "evaluation.test_rows": 1800,
-        "evaluation.valid_rows": 200,
-    },
-    "ml-1m": {
-        "stage1.rows": 8000,
-        "stage3.rows": 12000,
-        "stage3.evaluations": 2,
-        "evaluation.valid_rows": 1000,
-    },
-    "amazon-book": {
-        "stage1.rows": 8000,
-        "stage3.rows": 8000,
-        "evaluation.test_rows": 4000,
-        "evaluation.valid_rows": 1000,
-    },
-}
-"""What `quick` sets further, by dataset: ML-100K fits in twenty minutes, ML-1M is scored whole.
-
-Nearly every batch of stage 2 holds most of ML-100K's items, so that InfoNCE costs by the step: fewer and longer steps
-reach the same validation AUC sooner.
-"""
-
-
 def make_config(profile: str = "quick", dataset: str = "ml-100k", **changes: Any) -> Config:
     """A profile's settings for a dataset, with further changes by dotted name.
 
@@ -298,12 +225,7 @@ def make_config(profile: str = "quick", dataset: str = "ml-100k", **changes: Any
     Raises:
         SellarecError: an unknown profile, name or value type; the nearest valid one is named.
     """
-    if profile not in PROFILES:
-        raise SellarecError(f"profile '{profile}' is not known. {nearest(profile, PROFILES)}")
-    merged = {"dataset": dataset, **PROFILES[profile], **EVERY_PROFILE_ON.get(dataset, {})}
-    if profile == "quick":
-        merged |= QUICK_ON.get(dataset, {})
-    return located(change_config(Config(), merged | changes))
+    return located(change_config(Config(), {"dataset": dataset, **profile_on(dataset, profile), **changes}))
 
 
 def located(config: Config) -> Config:

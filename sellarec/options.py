@@ -30,7 +30,7 @@ class RunCommand:
     system: tyro.conf.Positional[str]
     """Name of a system, or table3, table5 or controls."""
     profile: str = "quick"
-    """smoke, quick or full: the defaults of the settings below."""
+    """smoke, quick, full, quick-paper or full-paper: the defaults of the settings below."""
     seeds: int = 1
     """For a table: how many seeds to compute the systems without a language model for, starting at `seed`."""
     weights: bool = False
@@ -46,7 +46,7 @@ class PlanCommand:
     """Say what SeLLa-Rec will need under these settings, on this machine or another; refuse what cannot fit."""
 
     profile: str = "quick"
-    """smoke, quick or full: the defaults of the settings below."""
+    """smoke, quick, full, quick-paper or full-paper: the defaults of the settings below."""
     device: str | None = None
     """cpu or cuda, to plan for another machine; its `memory` and `tflops` must be named too."""
     memory: float | None = None
@@ -63,7 +63,7 @@ class ReportCommand:
     """Execute all notebooks with these settings and write one HTML report."""
 
     profile: str = "quick"
-    """smoke, quick or full: the defaults of the settings below."""
+    """smoke, quick, full, quick-paper or full-paper: the defaults of the settings below."""
     origin: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Fetch the dataset from this folder or archive first."""
     runs: Path = Path("runs")
@@ -78,7 +78,7 @@ class AppCommand:
     """Open the app over the run store, on localhost. It shows what is there and never trains."""
 
     profile: str = "quick"
-    """smoke, quick or full: the defaults of the settings below."""
+    """smoke, quick, full, quick-paper or full-paper: the defaults of the settings below."""
     runs: Path = Path("runs")
     """The run store."""
     port: int = 8501
@@ -94,7 +94,7 @@ class PublishCommand:
     shared: settings, metrics, log and scores of each, without weights and without a line of the data."""
 
     profile: str = "quick"
-    """smoke, quick or full: the defaults of the settings below."""
+    """smoke, quick, full, quick-paper or full-paper: the defaults of the settings below."""
     to: Path = Path("reports/published")
     """Where they are written; runs that are there stay."""
     runs: Path = Path("runs")
@@ -110,7 +110,7 @@ class AdoptCommand:
     """
 
     profile: str = "quick"
-    """smoke, quick or full: the defaults of the settings below."""
+    """smoke, quick, full, quick-paper or full-paper: the defaults of the settings below."""
     origin: Annotated[Path, tyro.conf.arg(name="from")] = Path("reports/published")
     """Where the published runs are."""
     runs: Path = Path("runs")
@@ -129,7 +129,7 @@ class Compare:
     systems: tyro.conf.Positional[tuple[str, ...]]
     """Systems under the settings below, or the folders of runs under any settings, as `sellarec run` prints them."""
     profile: str = "quick"
-    """smoke, quick or full: the defaults of the settings below."""
+    """smoke, quick, full, quick-paper or full-paper: the defaults of the settings below."""
     on: Literal["test", "valid"] = "test"
     """Which part of the data; of the validation part, the rows that checkpoints were chosen on."""
     part: Literal["all", "warm", "cold"] = "all"

@@ -20,7 +20,7 @@ INSTRUCTION = "instruction"
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """What the prompt says. The defaults marked *ours* are not in the paper; `PromptConfig.paper()` is without them."""
+    """What the prompt says. The defaults marked *ours* are not in the paper."""
 
     history: int = 10
     """How many of the latest liked titles are listed (protocol: 10); 0 leaves the sentence out."""
@@ -34,11 +34,6 @@ class PromptConfig:
     """Ours: where both of these are said, say what they let one expect: the counting baseline's answer, in percent."""
     natural_titles: bool = True
     """Ours: "The Matrix (1999)" instead of "Matrix, The (1999)"."""
-
-    @classmethod
-    def paper(cls) -> PromptConfig:
-        """The paper's content: ten raw titles and the raw target title, nothing else."""
-        return cls(genres=False, user_profile=False, item_profile=False, expectation=False, natural_titles=False)
 
 
 @dataclass(frozen=True)

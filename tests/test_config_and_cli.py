@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from sellarec import cli
-from sellarec.config import PROFILES, Config, as_options, changes_from, make_config, words_of
+from sellarec.config import Config, as_options, changes_from, make_config, words_of
 from sellarec.data.open import DataConfig, open_dataset
 from sellarec.errors import SellarecError
+from sellarec.profiles import PROFILES
 from sellarec.systems.base import Workspace
 from sellarec.tables import overall_table, pretty, systems_of
 from tests.conftest import SMALL
@@ -114,13 +115,17 @@ def test_run_prints_metrics_and_the_folder(planted_table, tmp_path, capsys):
 
 
 def test_the_documented_ways_back_to_the_paper_work_together(planted_table, llama, tmp_path, capsys):
-    """Each of docs/protocol.md's switches changes a setting of its own, and SeLLa-Rec runs with all of them."""
+    """Each of docs/protocol.md's switches changes a setting of its own, SeLLa-Rec runs with all of them, and a profile
+    sets all that are not of size or of no use."""
     rows = (Path(cli.__file__).parents[1] / "docs/protocol.md").read_text().split("## ")[0]
     switches = [word for given in re.findall(r"`(--[^`]+)`", rows) for word in given.split()]
     named = ["--dataset", str(planted_table), "--backbone", str(llama), "--runs", str(tmp_path)]
     options = cli._parse(cli.RunCommand, ["sella", *named, *switches], "sellarec run", system="sella")
     changed = changes_from("quick", options.config).keys() - {"backbone"}
     assert changed == {w.strip("-").replace("no-", "").replace("-", "_") for w in switches if w[:2] == "--"}
+    left = {"prompt.history", "lora.dropout", "stage2.loss"}
+    assert changes_from("quick", make_config("quick-paper", str(planted_table))).keys() == changed - left
+    assert changes_from("quick-paper", options.config).keys() == {*left, "backbone"}  # all others have the same values
     cli.main(["run", "sella", *named, "--profile", "smoke", *as_options(SMALL), *switches])
     assert "test all   AUC 0." in capsys.readouterr().out
 

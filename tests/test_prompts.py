@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from sellarec.config import make_config
 from sellarec.data.open import open_dataset
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, PromptConfig, PromptWriter, natural_title
 
@@ -27,7 +28,7 @@ def test_a_trailing_article_moves_to_the_front(raw, natural):
 
 
 def test_the_paper_prompt_is_history_target_and_question(data):
-    writer = PromptWriter(data, PromptConfig.paper())
+    writer = PromptWriter(data, make_config("full-paper").prompt)
     prompt = writer.compose(data.history(5)[:0], 1)
     assert prompt.text == (
         f'The user rated these movies highly: none. Will the user like the movie "{data.titles[1]}"? '
