@@ -117,7 +117,7 @@ def test_run_prints_metrics_and_the_folder(planted_table, tmp_path, capsys):
 def test_the_documented_ways_back_to_the_paper_work_together(planted_table, llama, tmp_path, capsys):
     """Each of docs/protocol.md's switches changes a setting of its own, SeLLa-Rec runs with all of them, and a profile
     sets all that are not of size or of no use."""
-    rows = (Path(cli.__file__).parents[1] / "docs/protocol.md").read_text().split("## ")[0]
+    rows = (Path(cli.__file__).parents[1] / "docs/protocol.md").read_text().split("The switches may be")[0]
     switches = [word for given in re.findall(r"`(--[^`]+)`", rows) for word in given.split()]
     named = ["--dataset", str(planted_table), "--backbone", str(llama), "--runs", str(tmp_path)]
     options = cli._parse(cli.RunCommand, ["sella", *named, *switches], "sellarec run", system="sella")
