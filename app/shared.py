@@ -73,9 +73,15 @@ def open_work(config: Config, root: str) -> Workspace:
     return Workspace(config, Path(root), computes=False)
 
 
-@st.cache_resource(show_spinner="Loading the language model, once", hash_funcs=KEYS, max_entries=2)
+@st.cache_resource(show_spinner=False, hash_funcs=KEYS, max_entries=2)
 def _explorer(work: Workspace) -> Explorer:
     return Explorer(work)
+
+
+@st.cache_resource(show_spinner="Loading the language model, once", hash_funcs=KEYS, max_entries=2)
+def load_model(work: Workspace) -> None:
+    """Have the explorer load what answers; a run without weights is an error, with the command that computes them."""
+    _explorer(work).load()
 
 
 @st.cache_resource(show_spinner=False, hash_funcs=KEYS)
@@ -118,12 +124,14 @@ def ask(work: Workspace, question: str, *arguments: object) -> object:
 @st.cache_data(show_spinner=False, hash_funcs=KEYS, max_entries=1000)
 def answer(work: Workspace, case: Case) -> tuple[float, dict[str, float]]:
     """SeLLa-Rec's log-odds of a case, and where its answer looks: attention by segment, averaged over layers."""
+    load_model(work)
     log_odds, attention = ask(work, "look", case)
     return log_odds, {s: float(of_layer.mean()) for s, of_layer in grouped(attention).items()}
 
 
 @st.cache_data(show_spinner=False, hash_funcs=KEYS, max_entries=8)
 def attention_of(work: Workspace, case: Case) -> Attention:
+    load_model(work)
     return ask(work, "attention", case)
 
 
@@ -131,6 +139,7 @@ def effects_of(work: Workspace, case: Case) -> pd.DataFrame:
     """The change of the log-odds, `delta`, indexed by what was left out or swapped; with a progress bar."""
     asked = (str(work.root), work.config, case)
     if st.session_state.get("effects", (None,))[0] != asked:
+        load_model(work)
         changed = ask(work, "interventions", case)
         with _taking_turns(work, "leaving parts out"):
             found = _explorer(work).log_odds([case, *changed.values()]).astype(float)
@@ -235,7 +244,7 @@ def _go_to(row: pd.Series) -> None:
 def _from_url(name: str, valid: list[int], hint: str) -> int:
     """Index in `valid` of the number in the URL, or else of the last one shown; 0, with a warning, if not valid."""
     wanted = st.query_params.get(name) or st.session_state.get(f"last {name}", "")
-    if wanted.isdigit() and int(wanted) in valid:
+    if wanted.isdecimal() and int(wanted) in valid:
         return valid.index(int(wanted))
     if st.query_params.get(name):
         st.warning(

@@ -50,7 +50,8 @@ from sellarec.prompts import SOFT_TOKENS, PromptWriter
 from sellarec.runs import code_version
 from sellarec.systems.base import Workspace
 from sellarec.systems.row_prompts import cut_prompts, prompts_of
-from sellarec.systems.sella import SoftTokens, row_inputs
+from sellarec.systems.rows import row_inputs
+from sellarec.systems.sella import SoftTokens
 
 
 @dataclass(frozen=True)

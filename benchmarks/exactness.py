@@ -34,8 +34,9 @@ from sellarec.runs import code_version
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import find_system
 from sellarec.systems.row_prompts import prompts_of
+from sellarec.systems.rows import row_inputs
 from sellarec.systems.sella import SYSTEM as SELLA
-from sellarec.systems.sella import load_soft_tokens, row_inputs
+from sellarec.systems.sella import load_soft_tokens
 
 TEXT_ONLY = ("zero_shot", "tallrec")
 

@@ -151,8 +151,10 @@ def _compare(argv: list[str]) -> None:
     if options.seeds < 1:
         raise SellarecError(f"--seeds is {options.seeds}; it must be at least 1.")
     work = Workspace(options.config, options.runs, computes=False)
-    overall, differences = compare(runs_named(work, options.systems, options.seeds), options.on, options.part)
-    print(f"{work.dataset.name}, {options.part} scored {options.on} rows; 95 % intervals over users\n")
+    runs = runs_named(work, options.systems, options.seeds)
+    overall, differences = compare(runs, options.on, options.part)
+    of = next(iter(runs.values()))[0].config["dataset"]
+    print(f"{of}, {options.part} scored {options.on} rows; 95 % intervals over users\n")
     print(pretty(overall).to_string())
     if len(differences):
         print(f"\n{differences.attrs['of']} minus\n\n{pretty(differences).to_string()}")

@@ -10,6 +10,7 @@ import pandas as pd
 
 from sellarec.errors import SellarecError
 from sellarec.evaluation import UserBootstrap, slice_masks
+from sellarec.published import SCORES
 from sellarec.runs import Run, open_run
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import SYSTEMS, find_system
@@ -36,11 +37,15 @@ def runs_named(work: Workspace, names: Sequence[str], seeds: int = 1) -> dict[st
             label = f"{find_system(runs[0].config['system']).label} ({Path(name).name})"
         else:
             runs, label = _of_seeds(work, name, seeds), find_system(name).label
-            label += f", {len(runs)} seeds" if len(runs) > 1 else ""
+            of = [run.config["seed"] for run in runs]
+            label += f", mean of seeds {', '.join(map(str, of))}" if len(of) > 1 else ""
+            label += f", seed {of[0]}" if len(of) == 1 and of[0] != work.config.seed and seeds > 1 else ""
         for run in runs:
+            if (run.folder / SCORES).exists():
+                raise SellarecError(f"{run.folder} is a published run, without rows: sellarec adopt gives it yours.")
             if not (run.folder / "scores.parquet").exists():
                 raise SellarecError(f"{label} is a step that others grow from; it scores no rows ({run.folder}).")
-        found[label] = runs
+        found[f"{label} in {name}" if label in found else label] = runs
     return found
 
 
@@ -48,7 +53,7 @@ def _of_seeds(work: Workspace, name: str, seeds: int) -> list[Run]:
     system = find_system(name)
     works = [work.variant({"seed": work.config.seed + n}) for n in range(seeds if system.uses_seed else 1)]
     if not (runs := [w.run(name) for w in works if w.is_done(name)]):
-        raise SellarecError(f"{system.label} is not in the run store. To compute it: {work.command('run', name)}")
+        raise SellarecError(f"{system.label} is not in the run store {work.root}. {work.way_to(system)}")
     return runs
 
 
@@ -59,18 +64,20 @@ def compare(
 
     Args:
         runs: By label; of several under one label the mean metric is taken, whose interval holds no variance of seeds.
-        split: "test", or "valid" for the validation rows that checkpoints were chosen on.
+        split: "test", or "valid" for the validation rows that language models' checkpoints were chosen on.
         part: "all", "warm" or "cold".
 
     Returns:
         As `tables.overall_table` without its other columns, and as `tables.difference_table`.
 
     Raises:
-        SellarecError: two runs score other rows, or rows of other data.
+        SellarecError: two runs score other rows, or rows of other data; or there are none of that part.
     """
     first = next(iter(runs.values()))[0]
     rows = _rows(first, split)
     rows = rows[slice_masks(rows)[part]]
+    if not len(rows):
+        raise SellarecError(f"There are no {part} rows among the scored {split} rows.")
     scores = {label: np.stack([_scores(run, first, rows, split, part) for run in of]) for label, of in runs.items()}
     bootstrap = UserBootstrap(rows["user"].to_numpy(), rows["label"].to_numpy())
     lines = [

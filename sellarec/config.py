@@ -127,6 +127,12 @@ class SASRecConfig(BaselineConfig):
     dropout: float = 0.2
     """Dropout after embeddings, in attention and in the blocks' networks."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, history=1, blocks=1, heads=1)
+        if self.dim % self.heads:
+            raise SellarecError(f"sasrec.dim is {self.dim}; it must be a multiple of sasrec.heads, {self.heads}.")
+
 
 @dataclass(frozen=True)
 class DINConfig(BaselineConfig):
@@ -138,6 +144,10 @@ class DINConfig(BaselineConfig):
     """How many of the latest liked items are read."""
     dropout: float = 0.2
     """Dropout after each hidden layer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, history=1, batch=2)  # batch normalisation needs two rows
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from sellarec.errors import SellarecError
+
 SLICES = ("all", "warm", "cold")
 
 FEWEST_USERS = 10
@@ -51,6 +53,19 @@ def user_aucs(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> pd.Seri
     sums = sums[(sums["positive"] > 0) & (sums["positive"] < sums["n"])]
     pairs = sums["positive"] * (sums["n"] - sums["positive"])
     return (sums["ranks"] - sums["positive"] * (sums["positive"] + 1) / 2) / pairs
+
+
+def check_selectable(name: str, label: np.ndarray, what: str) -> None:
+    """Refuse validation labels (n,) on which no state of `what` is better than another.
+
+    Raises:
+        SellarecError: they are all the same.
+    """
+    if len(np.unique(label)) < 2:
+        raise SellarecError(
+            f"{name}: all validation labels are the same, so that no epoch of {what} is better than another. "
+            "Choose another like_above, other cut points, or more of evaluation.valid_rows."
+        )
 
 
 def uauc(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> float:

@@ -131,7 +131,8 @@ class Compare:
     profile: str = "quick"
     """smoke, quick, full, quick-paper or full-paper: the defaults of the settings below."""
     on: Literal["test", "valid"] = "test"
-    """Which part of the data; of the validation part, the rows that checkpoints were chosen on."""
+    """Which part of the data; of the validation part, the rows on which language models' checkpoints were
+    chosen; models without one were chosen on the whole part."""
     part: Literal["all", "warm", "cold"] = "all"
     """Which of its rows; warm: the training part knows user and item."""
     seeds: int = 1

@@ -21,9 +21,8 @@ from safetensors.numpy import load_file, save_file
 from sellarec.errors import SellarecError
 from sellarec.evaluation import metrics
 from sellarec.runs import MANIFEST, WITHOUT_WEIGHTS, Run, RunKey, open_run, seal
-from sellarec.systems.base import Workspace
+from sellarec.systems.base import SEEDS, Workspace
 from sellarec.systems.registry import SYSTEMS, find_system
-from sellarec.tables import SEEDS
 
 RECORDS = ("config.json", "metrics.json", "log.jsonl", WITHOUT_WEIGHTS)
 SCORES = "scores.safetensors"
@@ -165,11 +164,11 @@ def _with_rows(work: Workspace, published: Run) -> pd.DataFrame:
         raise SellarecError(f"{published.folder / SCORES}: not all of its scores are finite float32 numbers.")
     rows = rows.assign(score=score)
     for split, part in parts.items():
-        _compare(published, split, metrics(part, rows.loc[part.index, "score"].to_numpy()))
+        _check_metrics(published, split, metrics(part, rows.loc[part.index, "score"].to_numpy()))
     return rows.rename_axis("row").reset_index()
 
 
-def _compare(published: Run, split: str, found: dict[str, dict[str, float]]) -> None:
+def _check_metrics(published: Run, split: str, found: dict[str, dict[str, float]]) -> None:
     for part, name in ((part, name) for part, values in found.items() for name in values):
         said = published.metrics.get(split, {}).get(part, {}).get(name)
         if not np.isclose(found[part][name], np.nan if said is None else said, rtol=0, atol=1e-9, equal_nan=True):

@@ -113,6 +113,8 @@ def make_report(
             continue
         begun = time.monotonic()
         print(f"== {notebook.name}", flush=True)
+        kept.pop(notebook.name, None)  # what is written from here on is not what was recorded
+        (folder / EXECUTED).write_text(json.dumps(kept, indent=2))
         execute_notebook(notebook, target, parameters)
         print(f"== {notebook.name} done in {time.monotonic() - begun:.0f} s", flush=True)
     write_pages(work, folder, [folder / "notebooks" / n.name for n in notebooks], profile)
@@ -125,9 +127,10 @@ def make_report(
 def _fingerprint(notebook: Path, parameters: dict[str, Any], work: Workspace) -> str:
     """A hash of everything that an executed notebook shows: its source, parameters, data, code, and the runs there."""
     code = sorted(Path(__file__).parent.rglob("*.py"))
-    runs = sorted(p.parent.relative_to(work.root).as_posix() for p in work.root.rglob("manifest.json"))
-    digest = hashlib.sha256(json.dumps([parameters, runs, work.dataset.hash], sort_keys=True).encode())
-    for path in (notebook, *code):
+    runs = sorted(work.root.rglob("manifest.json"))
+    names = [p.relative_to(work.root).as_posix() for p in runs]
+    digest = hashlib.sha256(json.dumps([parameters, names, work.dataset.hash], sort_keys=True).encode())
+    for path in (notebook, *code, *runs):  # a manifest holds the hashes of all that a run holds
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

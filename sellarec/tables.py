@@ -10,8 +10,9 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 from scipy.stats import rankdata
 
+from sellarec.errors import SellarecError
 from sellarec.evaluation import FEWEST_USERS, SLICES, Interval, UserBootstrap, slice_masks
-from sellarec.systems.base import Workspace
+from sellarec.systems.base import SEEDS, Workspace
 from sellarec.systems.registry import OVERALL, TABLES, find_system
 
 PUBLISHED_ML_1M = {
@@ -35,9 +36,6 @@ PUBLISHED_ML_1M = {
     "user_item_then_warm": (0.7539, 0.7410),
 }
 """AUC and UAUC that SeLLa-Rec's paper prints for ML-1M with Qwen2-7B, all training rows."""
-
-SEEDS = range(10)
-"""Seeds that are looked for in the store."""
 
 
 def systems_of(work: Workspace, table: str, needed: Sequence[str]) -> tuple[str, ...]:
@@ -277,4 +275,6 @@ def export_table(table: pd.DataFrame, name: str, folder: str | Path | None, capt
 def _bootstrap(work: Workspace, part: str) -> tuple[UserBootstrap, np.ndarray]:
     rows = work.part("test")
     mask = slice_masks(rows)[part]
+    if not mask.any():
+        raise SellarecError(f"There are no {part} rows among the scored test rows.")
     return UserBootstrap(rows["user"].to_numpy()[mask], rows["label"].to_numpy()[mask]), mask

@@ -11,7 +11,8 @@ from sellarec.analysis.what_if import Explorer
 from sellarec.errors import SellarecError
 from sellarec.evaluation import Interval, UserBootstrap, auc, mean_interval, uauc
 from sellarec.prompts import SOFT_TOKENS
-from sellarec.systems.sella_collab import aligned_parts, stage2_rows
+from sellarec.systems.rows import stage2_rows
+from sellarec.systems.sella_collab import aligned_parts
 
 
 def test_warm_masks_are_both_definitions(small_workspace):

@@ -79,7 +79,8 @@ def test_over_published_runs_tables_stand_and_the_model_is_named_with_what_to_do
         assert not app.exception and not app.error
     for name in ("user_item", "why"):
         app = page(name, runs=tmp_path / "runs")
-        assert not app.exception and "sellarec run sella" in words(app)
+        assert not app.exception and "sellarec run sella --weights" in words(app)
+        assert (name == "user_item") == ("What the systems say" in words(app))  # stored scores need no model
 
 
 def test_an_empty_store_is_explained_with_the_command_and_nothing_is_computed(page, tmp_path):

@@ -10,7 +10,7 @@ from sellarec.errors import SellarecError
 from sellarec.prompts import PromptConfig, PromptWriter
 from sellarec.systems.base import Workspace
 from sellarec.systems.cold_users import hide_users, known_users
-from sellarec.systems.sella import row_inputs
+from sellarec.systems.rows import row_inputs
 
 
 @pytest.fixture(scope="module")

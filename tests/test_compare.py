@@ -10,6 +10,7 @@ from sellarec.compare import compare, runs_named
 from sellarec.config import as_options, make_config
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, uauc
+from sellarec.published import publish
 from sellarec.systems.base import Workspace
 from sellarec.tables import difference_table
 from tests.conftest import SMALL
@@ -38,7 +39,7 @@ def test_of_several_seeds_the_mean_metric_is_taken(store):
     rows = store.part("test")
     scores = [store.variant({"seed": s}).test_scores("mf_bias") for s in (0, 1)]
     mean = np.mean([uauc(rows["user"], rows["label"], score) for score in scores])
-    assert overall.loc["MF + biases, 2 seeds", "uauc"] == pytest.approx(mean)
+    assert overall.loc["MF + biases, mean of seeds 0, 1", "uauc"] == pytest.approx(mean)
     assert found["uauc"].item() == pytest.approx(mean - overall["uauc"].iloc[1])
 
 
@@ -65,7 +66,9 @@ def test_runs_over_other_rows_are_refused(store):
 
 
 def test_what_cannot_be_compared_is_said_with_what_to_do(store, tmp_path):
-    with pytest.raises(SellarecError, match=r"DIN is not in the run store\. To compute it: sellarec run din --dataset"):
+    with pytest.raises(
+        SellarecError, match=r"DIN is not in the run store .+\. To compute it: sellarec run din --dataset"
+    ):
         runs_named(store, ["din"])
     with pytest.raises(SellarecError, match="Did you mean 'counting'"):
         runs_named(store, ["countin"])
@@ -78,11 +81,38 @@ def test_what_cannot_be_compared_is_said_with_what_to_do(store, tmp_path):
         runs_named(store, [str(damaged)])
 
 
+def test_one_run_in_two_places_is_two_lines(store, tmp_path):
+    copy = tmp_path / "copy" / store.run("counting").folder.name
+    shutil.copytree(store.run("counting").folder, copy)
+    overall, found = compare(runs_named(store, [str(store.run("counting").folder), str(copy)]))
+    assert len(overall) == 2 and found["auc"].item() == 0 and str(copy) in found.index[0]
+
+
+def test_parts_without_rows_and_published_runs_are_explained(store, tmp_path):
+    runs = runs_named(store, ["counting"])
+    rows = store.run("counting").scores.assign(warm=True)
+    vars(runs["Counting (item + user mean)"][0])["scores"] = rows
+    with pytest.raises(SellarecError, match="no cold rows among the scored test rows"):
+        compare(runs, part="cold")
+    (folder,) = [f for f in publish(store, tmp_path / "published") if f.parent.name == "counting"]
+    with pytest.raises(SellarecError, match="published run, without rows: sellarec adopt"):
+        runs_named(store, [str(folder)])
+
+
+def test_a_run_in_another_number_format_is_pointed_to(small_workspace):
+    """As after `adopt` on a machine that would choose another format: computing would take hours."""
+    small_workspace.run("tallrec")
+    there = small_workspace.base_dtype
+    other = small_workspace.variant({"dtype": {"float32": "bfloat16", "bfloat16": "float32"}[there]})
+    with pytest.raises(SellarecError, match=f"It is there in {there}: add --dtype {there}"):
+        runs_named(other, ["tallrec"])
+
+
 def test_the_command_prints_both_tables(store, planted_table, capsys):
     words = ["--profile", "smoke", "--dataset", str(planted_table), "--runs", str(store.root), *as_options(SMALL)]
     cli.main(["compare", "mf_bias", "counting", *words, "--seeds", "2", "--part", "warm"])
     out = capsys.readouterr().out
-    assert "warm scored test rows" in out and "MF + biases, 2 seeds minus" in out
-    assert "UAUC, MF + biases, 2 seeds is" in out
+    assert "warm scored test rows" in out and "MF + biases, mean of seeds 0, 1 minus" in out
+    assert "UAUC, MF + biases, mean of seeds 0, 1 is" in out
     with pytest.raises(SystemExit, match="--seeds is 0"):
         cli.main(["compare", "counting", *words, "--seeds", "0"])

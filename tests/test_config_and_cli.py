@@ -226,6 +226,17 @@ def test_numbers_with_which_nothing_can_be_trained_are_refused(name, value):
         make_config(**{name: value})
 
 
+def test_shapes_that_a_model_cannot_have_are_refused():
+    for change, message in (
+        ({"sasrec.heads": 3}, r"sasrec\.dim is 64; it must be a multiple of sasrec\.heads, 3"),
+        ({"sasrec.blocks": 0}, "blocks is 0"),
+        ({"sasrec.history": 0}, "history is 0"),
+        ({"din.batch": 1}, "batch is 1; it must be at least 2"),
+    ):
+        with pytest.raises(SellarecError, match=message):
+            make_config(**change)
+
+
 def test_settings_that_a_dataset_does_not_leave_open_are_refused_before_it_is_read():
     for name, change in (("ml-1m", {"test_from": 0.9}), ("ml-100k", {"domain": "song"})):
         with pytest.raises(SellarecError, match=f"has no effect on {name}"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sellarec.backbone.engine import log_odds
+from sellarec.backbone.engine import log_odds, without_prefix
 from sellarec.collab.alignment import contrast, fine_grained_similarity
 from sellarec.collab.binary import BinaryMF, bits_text, dotted_text
 from sellarec.collab.fit import FitConfig, fit_collab
@@ -15,10 +15,10 @@ from sellarec.config import make_config
 from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, USER, Prompt
-from sellarec.systems import binllm, prompt4nr
+from sellarec.systems import binllm, person_prompt, prompt4nr
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES, find_system
-from sellarec.systems.sella_collab import stage3_rows
+from sellarec.systems.rows import stage3_rows
 
 NAMES = ("ctrl", "prompt4nr", "tallrec_further", "binary_mf", "binllm")
 
@@ -118,14 +118,17 @@ def test_codes_stand_where_the_soft_tokens_stand_and_a_hidden_user_has_the_stran
 
 def test_prompt4nr_writes_three_vectors_into_each_slot_and_trains_them_with_the_adapter(small_workspace):
     work, lm = small_workspace, small_workspace.base_model
-    prompt = prompt4nr.with_slots(Prompt("History.", " Question? Answer:"))
-    row = lm.tokenize(prompt, (USER, ITEM), 3)
-    assert [row.suffix.count(lm.soft_ids[t]) for t in (USER, ITEM)] == [3, 3] and row.prefix == ()
+    row = prompt4nr.tokenize_with_slots(lm, Prompt("History.", " Question? Answer:"))
+    assert [(row.prefix + row.suffix).count(lm.soft_ids[t]) for t in (USER, ITEM)] == [3, 3]
+    text = [i for i in row.prefix + row.suffix if i not in lm.soft_ids.values()]
+    plain = lm.tokenize(Prompt("History.", " Question? Answer:"))
+    assert tuple(text) == plain.prefix + plain.suffix
     with pytest.raises(SellarecError, match="occur 2 times"):
-        lm.tokenize(prompt, (USER, ITEM), 2)
+        lm.tokenize(Prompt("History.", ITEM * 3), (ITEM,), 2)
 
     soft = prompt4nr._new(work)
-    rows = [row, lm.tokenize(prompt4nr.with_slots(Prompt("Other.", " Why? Answer:")), (USER, ITEM), 3)]
+    rows = [row, prompt4nr.tokenize_with_slots(lm, Prompt("Other.", " Why? Answer:"))]
+    rows = [without_prefix(r) for r in rows]
     both = log_odds(lm, rows, soft(np.arange(2)))
     torch.testing.assert_close(both[1:], log_odds(lm, rows[1:], soft(np.arange(1))), atol=1e-5, rtol=1e-4)
     with torch.no_grad():
@@ -135,6 +138,21 @@ def test_prompt4nr_writes_three_vectors_into_each_slot_and_trains_them_with_the_
     trained = work.run("prompt4nr").tensors("virtual_tokens")
     fresh = prompt4nr._new(work).state_dict()
     assert all(not np.array_equal(trained[k], fresh[k].numpy()) for k in ("user", "item"))
+
+
+def test_prompt4nr_cuts_a_long_history_like_every_other_system(small_workspace):
+    lm = dataclasses.replace(small_workspace.base_model, max_tokens=60)
+    prompt = Prompt("An old title. " * 40 + "The latest one.", " Question? Answer:")
+    row, plain = prompt4nr.tokenize_with_slots(lm, prompt), lm.tokenize(prompt)
+    assert len(row) == len(plain) == 60 and row.suffix[3:] == plain.suffix
+    assert row.prefix[-10:] == plain.prefix[-10:]  # the oldest text went
+
+
+def test_free_tokens_of_nobody_are_the_mean_of_all(small_workspace):
+    work = small_workspace.variant({"stage3.cold_users": 1.0})  # every training row hides its user
+    soft = person_prompt._new(work)
+    vectors = soft(torch.tensor([1, 2]), torch.tensor([1, 2]))[USER]
+    torch.testing.assert_close(vectors, soft.user_embedding.weight.mean(dim=0).expand(2, -1).detach())
 
 
 @pytest.mark.parametrize("name", ["prompt4nr", "binllm"])

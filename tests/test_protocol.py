@@ -112,6 +112,15 @@ def test_ties_keep_the_order_of_the_file():
     assert data.history(2).tolist() == [1, 2]
 
 
+def test_ids_of_more_digits_than_a_float_holds_stay_apart():
+    one, other = "117065749986299237881", "117065749986299237882"
+    rows = [(one, n, 5 if n % 2 else 1, n) for n in range(1, 11)] + [(other, n + 20, 5, n) for n in range(1, 11)]
+    data = dataset(rows)
+    assert data.interactions["user"].is_monotonic_increasing
+    likes = data.history(int(data.interactions.index[data.interactions["user"] == 2][-1]))
+    assert set(data.catalogue["raw_item"][likes]) <= {str(n + 20) for n in range(1, 11)}
+
+
 def test_a_label_is_a_rating_strictly_above_the_threshold():
     table = [(1, 1, 3, 0), (1, 2, 4, 0), (1, 3, 3, 6), (1, 4, 4, 10)]
     assert dataset(table).interactions["label"].tolist() == [0, 1, 0, 1]

@@ -66,7 +66,7 @@ def test_nothing_of_the_data_is_published(small_workspace, published):
 def test_weights_are_computed_again_where_something_looks_into_them(small_workspace, published, tmp_path):
     adopt(looks := elsewhere(small_workspace, tmp_path), published[0])
     with pytest.raises(SellarecError, match="Compute them with: sellarec run sella --weights"):
-        Explorer(looks)
+        Explorer(looks).log_odds([])
     with pytest.raises(SellarecError, match="Compute them with: sellarec run mf --weights"):
         find_system("mf").score(looks, looks.run("mf"), looks.part("test").index.to_numpy())
     with pytest.raises(SellarecError, match="Compute them with: sellarec run counting --weights"):

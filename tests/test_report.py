@@ -146,6 +146,40 @@ def test_a_second_report_executes_only_what_could_have_changed(made, planted_tab
     assert executed == names[:1]
 
 
+def test_what_a_failed_report_has_written_over_is_executed_again(made, planted_table, llama, monkeypatch):
+    root, executed = made.parents[1], []
+
+    def execute(notebook, target, parameters):
+        executed.append(notebook.name)
+        if fails and notebook.name == fails:
+            raise SellarecError("no such luck")
+
+    def again():
+        executed.clear()
+        where = {"runs": root / "runs", "reports": root / "reports"}
+        report.make_report(str(planted_table), str(llama), "smoke", 0, SMALL, **where)
+        return executed
+
+    names, fails = [n.name for n in NOTEBOOKS], None
+    monkeypatch.setattr(report, "execute_notebook", execute)
+    again()
+    assert again() == []
+    with monkeypatch.context() as patched:  # other code, with which the second one fails; then the code is as it was
+        patched.setattr(report, "_fingerprint", lambda *a: "other code")
+        fails = names[1]
+        with pytest.raises(SellarecError, match="no such luck"):
+            again()
+    fails = None
+    assert again() == names[:2]  # the others hold what they held
+    manifest = next((root / "runs").rglob("manifest.json"))
+    before = manifest.read_text()
+    manifest.write_text(before + " ")  # a run that was computed again in its place
+    monkeypatch.setattr(report, "write_pages", lambda *a: None)
+    assert again() == names
+    manifest.write_text(before)
+    assert again() == names
+
+
 def test_an_unknown_notebook_parameter_is_an_error(tmp_path):
     with pytest.raises(SellarecError, match=r"00_data.ipynb has no parameter 'sead'. Did you mean 'seed'"):
         report.execute_notebook(NOTEBOOKS[0], tmp_path / "out.ipynb", {"sead": 1})

@@ -22,10 +22,9 @@ from sellarec.runs import Run
 from sellarec.systems import counting
 from sellarec.systems.base import Workspace, probabilities, sigmoid
 from sellarec.systems.registry import OVERALL, SYSTEMS, find_system
-from sellarec.systems.sella import HybridModel, load_soft_tokens, new_soft_tokens, row_inputs
-from sellarec.systems.sella_collab import stage2_rows, stage3_rows
+from sellarec.systems.rows import row_inputs, stage1_rows, stage2_rows, stage3_rows
+from sellarec.systems.sella import HybridModel, load_soft_tokens, new_soft_tokens
 from sellarec.systems.semantic import standardized
-from sellarec.systems.tallrec import stage1_rows
 from tests.conftest import SMALL
 
 
@@ -306,11 +305,26 @@ def test_items_of_an_own_table_are_called_what_they_are(planted_table):
     assert "rated these songs highly" in text and "like the song" in text and "movie" not in text
 
 
+def test_settings_that_a_system_refuses_leave_it_not_done_and_stop_nothing_else(small_workspace):
+    small_workspace.run("tallrec")
+    work = small_workspace.variant({"lora.rank": 0})
+    work.run("tallrec")
+    assert not work.is_done("tallrec_further") and work.is_done("counting") == small_workspace.is_done("counting")
+    assert work.begun("tallrec_further") == [] and work.failure("tallrec_further") is None
+    with pytest.raises(SellarecError, match=r"lora\.rank"):
+        work.run("tallrec_further")
+
+
 def test_a_validation_part_of_one_class_is_refused_before_training(small_workspace):
     rows = small_workspace.dataset.interactions.copy()
     rows.loc[rows["split"] == "valid", "label"] = 1
     data = dataclasses.replace(small_workspace.dataset, interactions=rows)
     model = MatrixFactorization(data.n_users, data.n_items, 4, bias=True, init_std=0.1)
+    work = small_workspace.variant({"stage3.rows": 31})
+    work.dataset = data
+    for name in ("tallrec", "mlp_records"):
+        with pytest.raises(SellarecError, match="all validation labels are the same"):
+            find_system(name).fit(work, None)
     with pytest.raises(SellarecError, match="all validation labels are the same"):
         fit_collab(model, data, FitConfig(epochs=1), 0)
 

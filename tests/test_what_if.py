@@ -29,6 +29,18 @@ def test_an_unchanged_row_gets_the_score_of_its_run(explorer, small_workspace):
     np.testing.assert_allclose(1 / (1 + np.exp(-found)), scores["score"], atol=2e-6)
 
 
+def test_of_a_pair_that_was_rated_twice_the_scored_row_is_shown(small_workspace):
+    rows, test = small_workspace.dataset.interactions, small_workspace.part("test")
+    row = int(test.index[0])
+    twice = rows.copy()
+    first = int(rows.index[rows["user"] == rows.loc[row, "user"]][0])
+    twice.loc[first, "item"] = rows.loc[row, "item"]
+    work = small_workspace.variant({"stage3.rows": 31})
+    work.dataset = dataclasses.replace(small_workspace.dataset, interactions=twice)
+    explorer = Explorer(work)
+    assert explorer.case_of_pair(*rows.loc[row, ["user", "item"]]) == explorer.case_of_row(row)
+
+
 def test_spans_cover_the_prompt_and_say_what_it_says(explorer, case):
     prompt = explorer.prompt(case)
     assert [s for _, s, _ in prompt.spans] == [0, *(e for _, _, e in prompt.spans[:-1])]

@@ -11,6 +11,7 @@ from shared import (
     current_work,
     done_systems,
     label_of,
+    load_model,
     needs,
     probability,
     rank,
@@ -91,10 +92,9 @@ def what_if() -> None:
 
 def edited(case: Case) -> Case:
     """The case with the changes that the widgets name."""
-    names = {"user": USER, "item": ITEM, "warm": WARM}
+    names = {n: t for n, t in {"user": USER, "item": ITEM, "warm": WARM}.items() if t in case.tokens}
     a, b, c = st.columns(3)
-    default = [n for n, t in names.items() if t in case.tokens]
-    shown = a.pills("soft tokens", list(names), selection_mode="multi", default=default)
+    shown = a.pills("soft tokens", list(names), selection_mode="multi", default=list(names))
     removed = b.multiselect("take titles out of the history", sorted(set(case.history)), format_func=title_of)
     added = c.multiselect("add liked titles, the latest", range(1, len(titles)), format_func=title_of)
     d, e, f = st.columns(3)
@@ -117,4 +117,5 @@ def edited(case: Case) -> Case:
 
 
 st.subheader("What if?")
+load_model(work)
 what_if()

@@ -15,8 +15,9 @@ from sklearn.model_selection import cross_val_predict
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace
 from sellarec.systems.collaborative import distinct_ids
+from sellarec.systems.rows import stage2_rows
 from sellarec.systems.sella import load_soft_tokens
-from sellarec.systems.sella_collab import aligned_parts, items_without_contrast, stage2_rows
+from sellarec.systems.sella_collab import aligned_parts, items_without_contrast
 
 WITHOUT = {"stage2.alignment": 0.0}
 """What changes when stage 2 does without contrastive learning."""

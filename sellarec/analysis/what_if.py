@@ -9,18 +9,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sellarec.backbone.engine import answer_and_attention, attention_weights, score_rows
-from sellarec.backbone.language_model import TokenRow
+from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.collab.records import records_of_counts
 from sellarec.errors import SellarecError
 from sellarec.prompts import INSTRUCTION, ITEM, SOFT_TOKENS, USER, WARM, Prompt, PromptWriter
 from sellarec.systems.base import Workspace
-from sellarec.systems.sella import load_soft_tokens, phases
+from sellarec.systems.sella import SoftTokens, load_soft_tokens, phases
 
 Counts = tuple[int, int]
 
@@ -110,18 +111,30 @@ def shares(from_answer: np.ndarray, segments: list[str]) -> dict[str, np.ndarray
 
 
 class Explorer:
-    """The trained SeLLa-Rec of a workspace, ready to score cases."""
+    """The trained SeLLa-Rec of a workspace. Cases and their prompts need the data only; the first answer loads the
+    model, or raises SellarecError if the run was published without weights and the workspace does not compute."""
 
     def __init__(self, work: Workspace) -> None:
         if work.config.evaluation.raw_yes:
             raise SellarecError("What-ifs are told in log-odds; runs with evaluation.raw_yes score something else.")
         self.work, self.dataset = work, work.dataset
-        run = work.with_weights("sella")
-        self._lm, self._soft = work.tuned_model, load_soft_tokens(work, run)
         self.tokens = phases(work.config.stage3)[-1][0]
         self._prefixes: dict[tuple[int, ...], object] = {}
         self._writers: dict[tuple[str, ...], PromptWriter] = {}
         self._totals = {c: self._total_counts(c) for c in ("user", "item")}
+
+    @cached_property
+    def _soft(self) -> SoftTokens:
+        return load_soft_tokens(self.work, self.work.with_weights("sella"))
+
+    @cached_property
+    def _lm(self) -> LanguageModel:
+        self.load()
+        return self.work.tuned_model
+
+    def load(self) -> None:
+        """Load what answers, now."""
+        _ = self._soft, self.work.tuned_model  # in this order: of missing weights SeLLa-Rec's are to be named
 
     def case_of_row(self, row: int) -> Case:
         """A row of the dataset as SeLLa-Rec's run scored it, if it is not a training row."""
@@ -158,11 +171,13 @@ class Explorer:
         return int(row["user"]), int(row["item"])
 
     def case_of_pair(self, user: int, item: int) -> Case:
-        """A user and a target: with the history before this rating if there is one, otherwise with all likes."""
+        """A user and a target: with the history before this rating if there is one, the first scored one of several;
+        otherwise with all likes."""
         rows = self.dataset.interactions
         same = rows.index[(rows["user"] == user) & (rows["item"] == item)]
         if len(same):
-            return self.case_of_row(int(same[0]))
+            scored = same.intersection(self.work.part("test").index)
+            return self.case_of_row(int((scored if len(scored) else same)[0]))
         liked = rows[(rows["user"] == user) & (rows["label"] == 1)]["item"]
         return self.case(user, item, tuple(int(i) for i in liked))
 

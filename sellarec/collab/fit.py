@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from sellarec.data.dataset import Dataset
 from sellarec.errors import SellarecError, at_least
-from sellarec.evaluation import auc
+from sellarec.evaluation import auc, check_selectable
 from sellarec.progress import Progress
 
 Log = Callable[[dict], None]
@@ -107,11 +107,7 @@ def fit_collab(
     """
     train_rows = dataset.part("train") if train_rows is None else train_rows
     valid_rows = dataset.part("valid")
-    if valid_rows["label"].nunique() < 2:
-        raise SellarecError(
-            f"{dataset.name}: all validation labels are the same, so that no epoch of {label} is better than another. "
-            "Choose another like_above or other cut points."
-        )
+    check_selectable(dataset.name, valid_rows["label"], label)
     train, valid = inputs(train_rows), inputs(valid_rows)
     labels = torch.from_numpy(train_rows["label"].to_numpy().astype(np.float32))
     loss_of = {"bce": binary_cross_entropy_with_logits, "mse": mse_loss}.get(config.loss)

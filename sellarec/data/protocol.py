@@ -86,7 +86,8 @@ def build_dataset(
     # Raw ids that are numbers sort as numbers, so that ids follow the file's own user order.
     order = pd.to_numeric(rows["user"], errors="coerce")
     rows = rows.assign(order=order if order.notna().all() else rows["user"])
-    rows = rows.sort_values(["order", "timestamp"], kind="stable").reset_index(drop=True)
+    # Ids of more digits than a float holds are one number: by the id itself, no two users' rows are mixed.
+    rows = rows.sort_values(["order", "user", "timestamp"], kind="stable").reset_index(drop=True)
     user, _ = pd.factorize(rows["user"])
     item, raw_items = pd.factorize(rows["item"])
 

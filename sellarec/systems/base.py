@@ -23,6 +23,9 @@ from sellarec.errors import SellarecError
 from sellarec.evaluation import metrics
 from sellarec.runs import Run, RunKey, ensure_run, is_begun, is_there, last_failure
 
+SEEDS = range(10)
+"""Seeds that are looked for in the store."""
+
 
 @dataclasses.dataclass(frozen=True)
 class System:
@@ -149,10 +152,19 @@ class Workspace:
             if weights:
                 way = f"Compute them with: {self.command('run', system.name, '--weights')}"
                 raise SellarecError(f"{system.label} was published without its weights. {way}")
-            raise SellarecError(f"{system.label} is not in the run store {self.root}; nothing computes it here.")
+            raise SellarecError(f"{system.label} is not in the run store {self.root}. {self.way_to(system)}")
         run = ensure_run(self.root, key, lambda run: variant._compute(system, run), weights=weights)
         self._opened[key.digest] = run
         return run
+
+    def way_to(self, system: System) -> str:
+        """What to do about a run that is not in the store: it may be there in another number format, as adopted ones
+        are on a machine that would choose another than the one they were computed in."""
+        others = (self.variant({"dtype": dtype}) for dtype in ("bfloat16", "float32") if dtype != self.base_dtype)
+        if found := next((w for w in others if system.uses_backbone and w.has(system)), None):
+            dtype = found.config.dtype
+            return f'It is there in {dtype}: add --dtype {dtype}, in a notebook changes = {{"dtype": "{dtype}"}}.'
+        return f"To compute it: {self.command('run', system.name)}"
 
     def command(self, *words: str) -> str:
         """A command line of `sellarec` for this workspace's settings and store, as one would type it."""
@@ -177,13 +189,17 @@ class Workspace:
 
     def has(self, system: System) -> bool:
         """As `is_done`, also for a step that is not in the registry."""
-        variant = self.variant(system.changes)
-        return all(variant.is_done(n) for n in system.needs) and variant._key(system).folder(self.root).exists()
+        key = self._key_if_ready(system)
+        return key is not None and key.folder(self.root).exists()
 
-    def _resolve(self, name: str) -> tuple[System, Workspace]:
-        """A system, and the workspace under whose settings it is computed."""
-        system = _find(name)
-        return system, self.variant(system.changes)
+    def _under_settings_of(self, system: System) -> Workspace | None:
+        """The workspace under whose settings a system is computed; None if it refuses these: to compute it says why."""
+        try:
+            variant = self.variant(system.changes)
+            system.settings(variant.config)
+        except SellarecError:
+            return None
+        return variant
 
     def _key(self, system: System) -> RunKey:
         settings = system.settings(self.config)  # before the upstream runs: a typo should not cost hours
@@ -219,20 +235,20 @@ class Workspace:
 
     def failure(self, name: str) -> str | None:
         """Why the last try to compute a system failed; None if it did not, or what it needs is missing."""
-        key = self._key_if_ready(name)
+        key = self._key_if_ready(_find(name))
         return last_failure(self.root, key) if key else None
 
     def begun(self, name: str) -> list[str]:
         """Of a missing system and all that it needs, the ones whose computation was begun and is not finished."""
-        system, variant = self._resolve(name)
-        found = [n for need in system.needs for n in variant.begun(need)]
-        key = self._key_if_ready(name)
+        system = _find(name)
+        variant, key = self._under_settings_of(system), self._key_if_ready(system)
+        found = [n for need in system.needs for n in variant.begun(need)] if variant else []
         return [*dict.fromkeys(found), *([name] if key and is_begun(self.root, key) else [])]
 
-    def _key_if_ready(self, name: str) -> RunKey | None:
-        """A system's key; None if a run that it grows from is missing."""
-        system, variant = self._resolve(name)
-        return variant._key(system) if all(variant.is_done(n) for n in system.needs) else None
+    def _key_if_ready(self, system: System) -> RunKey | None:
+        """A system's key; None if a run that it grows from is missing, or it refuses these settings."""
+        variant = self._under_settings_of(system)
+        return variant._key(system) if variant and all(variant.is_done(n) for n in system.needs) else None
 
     def _compute(self, system: System, run: Run) -> None:
         """Of several processes all take part where there is a language model; the others wait otherwise."""

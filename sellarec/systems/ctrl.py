@@ -27,9 +27,8 @@ from sellarec.systems.base import System, Workspace, sigmoid
 from sellarec.systems.collaborative import with_history
 from sellarec.systems.din import new_din
 from sellarec.systems.row_prompts import prompts_of
-from sellarec.systems.sella_collab import stage3_rows
+from sellarec.systems.rows import stage1_rows, stage3_rows
 from sellarec.systems.semantic import standardized
-from sellarec.systems.tallrec import stage1_rows
 
 
 def fit(work: Workspace, run: Run) -> None:

@@ -13,18 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sellarec.collab.mlp import HIDDEN, INPUTS, new_mlp
+from sellarec.collab.mlp import INPUTS, new_mlp
 from sellarec.collab.records import item_facts
 from sellarec.config import Config
 from sellarec.errors import SellarecError
-from sellarec.evaluation import auc
+from sellarec.evaluation import auc, check_selectable
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
 from sellarec.systems.cold_users import hide_users
-from sellarec.systems.sella import row_inputs
-from sellarec.systems.sella_collab import aligned_parts, stage3_rows
-
-EPOCHS, BATCH, LEARNING_RATE = 20, 256, 1e-3
+from sellarec.systems.rows import row_inputs, stage3_rows
+from sellarec.systems.sella_collab import aligned_parts
 
 LEARNT = {"vectors", "semantic", "score"}
 """The inputs that come from stages 1 and 2."""
@@ -46,19 +44,21 @@ def _inputs(work: Workspace, rows: np.ndarray, new_user: np.ndarray | None = Non
 
 def fit(work: Workspace, run: Run) -> None:
     """Train on the same rows as stage 3, keep the epoch that is best on the validation part."""
-    torch.manual_seed(work.config.seed + work.config.mlp.start)
+    config = work.config.mlp
+    torch.manual_seed(work.config.seed + config.start)
     chosen = stage3_rows(work)
     valid = work.dataset.part("valid")
+    check_selectable(work.dataset.name, valid["label"], "the MLP")
     rows = chosen.index.to_numpy()
     x = _inputs(work, rows, hide_users(work, rows, work.config.stage3.cold_users))
     valid_x = _inputs(work, valid.index.to_numpy())
     y = torch.from_numpy(chosen["label"].to_numpy().astype(np.float32))
-    network = new_mlp(x.shape[1])
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
+    network = new_mlp(x.shape[1], config)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     best, state = -1.0, None
-    for epoch in range(EPOCHS):
+    for epoch in range(config.epochs):
         network.train()
-        for batch in torch.randperm(len(x)).split(BATCH):
+        for batch in torch.randperm(len(x)).split(config.batch):
             loss = nn.functional.binary_cross_entropy_with_logits(network(x[batch])[:, 0], y[batch])
             optimizer.zero_grad()
             loss.backward()
@@ -74,14 +74,14 @@ def fit(work: Workspace, run: Run) -> None:
 
 def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     x = _inputs(work, rows)
-    network = new_mlp(x.shape[1]).eval()
+    network = new_mlp(x.shape[1], work.config.mlp).eval()
     network.load_state_dict({k: torch.from_numpy(v) for k, v in run.tensors("mlp").items()})
     with torch.inference_mode():
         return sigmoid(network(x)[:, 0].numpy())
 
 
 def _settings(config: Config) -> dict:
-    shape = {"hidden": HIDDEN, "epochs": EPOCHS, "batch": BATCH, "learning_rate": LEARNING_RATE}
+    shape = {name: getattr(config.mlp, name) for name in ("hidden", "epochs", "batch", "learning_rate")}
     read = {name: getattr(config.stage3, name) for name in ("rows", "cold_users", "records", "facts")}
     if not any(read.get(name, True) for name in config.mlp.inputs.split(",")):
         raise SellarecError(f"mlp.inputs '{config.mlp.inputs}' leaves the MLP nothing to read: stage3 has none of it.")

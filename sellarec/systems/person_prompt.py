@@ -17,8 +17,8 @@ from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, probabilities
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.collaborative import distinct_ids
+from sellarec.systems.rows import stage3_rows
 from sellarec.systems.sella import HybridModel, train_tokens
-from sellarec.systems.sella_collab import stage3_rows
 
 LEARNING_RATE = 1e-2
 
@@ -51,8 +51,9 @@ class FreeTokens(nn.Module):
 
 
 def _or_mean(table: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
-    """Rows of a table; for ids that are not among the seen ones the mean of the seen ones' rows."""
-    return torch.where(torch.isin(ids, seen)[:, None], table[ids], table[seen].detach().mean(dim=0))
+    """Rows of a table; for ids that are not among the seen ones the mean of these rows, or of all if none was seen."""
+    known = table[seen] if len(seen) else table
+    return torch.where(torch.isin(ids, seen)[:, None], table[ids], known.detach().mean(dim=0))
 
 
 def _new(work: Workspace) -> FreeTokens:

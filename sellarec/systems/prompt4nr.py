@@ -8,10 +8,13 @@ norm of a token embedding, and learn at the adapter's rate.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sellarec.backbone.engine import without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.prompts import ITEM, USER, Prompt, PromptWriter
 from sellarec.runs import Run
@@ -33,17 +36,21 @@ class VirtualTokens(nn.Module):
         return {t: v.expand(len(positions), -1, -1) for t, v in ((USER, self.user), (ITEM, self.item))}
 
 
-def with_slots(prompt: Prompt) -> Prompt:
-    """The prompt with placeholders for the virtual tokens, all of it in the suffix: gradients reach every part."""
-    return Prompt("", f"{USER * PER_SLOT} {prompt.prefix} {ITEM * PER_SLOT}{prompt.suffix}")
+def tokenize_with_slots(lm: LanguageModel, prompt: Prompt) -> TokenRow:
+    """A prompt with placeholders for the virtual tokens: before the history, cut like any other to what the model
+    reads, and before the target."""
+    shorter = dataclasses.replace(lm, max_tokens=lm.max_tokens - PER_SLOT)
+    row = shorter.tokenize(Prompt(prompt.prefix, ITEM * PER_SLOT + prompt.suffix), (ITEM,), PER_SLOT)
+    start = len(lm.tokenize(Prompt("", prompt.suffix)).prefix)  # a first token that some families want
+    return TokenRow(row.prefix[:start] + (lm.soft_ids[USER],) * PER_SLOT + row.prefix[start:], row.suffix)
 
 
 def _tokenizer(work: Workspace):
     writer = PromptWriter(work.dataset, work.config.prompt)
 
     def tokenize(lm: LanguageModel, rows: np.ndarray, new_user: np.ndarray) -> list[TokenRow]:
-        prompts = (with_slots(writer.write(r, new)) for r, new in zip(rows, new_user, strict=True))
-        return [lm.tokenize(p, (USER, ITEM), PER_SLOT) for p in prompts]
+        prompts = (writer.write(r, new) for r, new in zip(rows, new_user, strict=True))
+        return [without_prefix(tokenize_with_slots(lm, prompt)) for prompt in prompts]
 
     return tokenize
 

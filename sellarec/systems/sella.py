@@ -17,23 +17,20 @@ from torch import Tensor, nn
 from sellarec.backbone.engine import log_odds, score_rows
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.collab.mf import MatrixFactorization, Projection
-from sellarec.collab.records import item_facts, training_records
+from sellarec.collab.records import item_facts
 from sellarec.config import Config, Stage3Config
 from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, probabilities
-from sellarec.systems.cold_users import hide_users, known_users
+from sellarec.systems.cold_users import hide_users
 from sellarec.systems.row_prompts import caches_prefixes, cut_prompts, prefix_cache_of, prompts_of
-from sellarec.systems.sella_collab import aligned_parts, stage2_rows, stage3_rows
+from sellarec.systems.rows import RowInputs, row_inputs, selection_rows, stage2_rows, stage3_rows
+from sellarec.systems.sella_collab import aligned_parts
 from sellarec.training import train
 
 RECORD_HIDDEN = 64
 """Width of the hidden layer through which a record of two numbers, or an item's facts, reach their token."""
-
-
-RowInputs = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Of some interactions: users (n,), items (n,), and the records of both, (n, 2) each."""
 
 
 class SoftTokens(nn.Module):
@@ -128,20 +125,6 @@ def _rescale(layer: nn.Linear, outputs: Tensor, norm: float) -> None:
     factor = norm / outputs.norm(dim=1).mean()
     layer.weight *= factor
     layer.bias *= factor
-
-
-def row_inputs(work: Workspace, rows: np.ndarray, new_user: np.ndarray | None = None) -> RowInputs:
-    """What `SoftTokens` reads of dataset rows.
-
-    Users whom the training part does not know, and those of the rows that `new_user` (n,) names, are user 0.
-    """
-    part, unknown = work.dataset.interactions.iloc[rows], ~known_users(work, rows)
-    if new_user is not None:
-        unknown |= new_user
-    user = torch.from_numpy(np.where(unknown, 0, part["user"]).astype(np.int64))
-    item = torch.from_numpy(part["item"].to_numpy().astype(np.int64))
-    of_user = training_records(work.dataset, "user", rows, unknown)
-    return user, item, of_user, training_records(work.dataset, "item", rows)
 
 
 class HybridModel(nn.Module):
@@ -249,9 +232,8 @@ def train_tokens(
     work: Workspace, run: Run, soft: nn.Module, rates: dict[str, float], label: str, phase: int = 1
 ) -> None:
     """Train what makes soft tokens, behind the frozen tuned model, on stage 3's rows and with its settings."""
+    chosen, valid = stage3_rows(work), selection_rows(work, label)
     config, lm = work.config, work.tuned_model
-    chosen = stage3_rows(work)
-    valid = work.part("valid")
     rows = chosen.index.to_numpy()
     model = HybridModel(lm, soft, work, rows, hide_users(work, rows, config.stage3.cold_users))
     on_valid = HybridModel(lm, soft, work, valid.index.to_numpy())

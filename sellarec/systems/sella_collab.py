@@ -7,7 +7,6 @@ semantic vectors learn at a rate in proportion to their entries.
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -15,33 +14,12 @@ from sellarec.collab.alignment import info_nce
 from sellarec.collab.fit import fit_collab, predict, user_and_item
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.config import Config
-from sellarec.data.dataset import sample_rows
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, sigmoid
 from sellarec.systems.collaborative import distinct_ids
 from sellarec.systems.mf import new_mf
+from sellarec.systems.rows import stage2_rows
 from sellarec.systems.semantic import semantic_embedding
-from sellarec.systems.tallrec import stage1_rows
-
-
-def stage3_rows(work: Workspace) -> pd.DataFrame:
-    """The training rows that stage 3 learns from; none of stage 1's while there are enough others.
-
-    A language model is surer of rows that it was tuned on than of new ones.
-    """
-    train, config = work.dataset.part("train"), work.config
-    fresh = train.drop(stage1_rows(work).index)
-    return sample_rows(
-        train if len(fresh) < (config.stage3.rows or len(train)) else fresh, config.stage3.rows, config.seed
-    )
-
-
-def stage2_rows(work: Workspace) -> pd.DataFrame:
-    """The training rows that stage 2 learns from: without stage 3's if they are held out and not all there is."""
-    train, held_out = work.dataset.part("train"), stage3_rows(work)
-    if not work.config.stage2.hold_out or len(held_out) == len(train):
-        return train
-    return train.drop(held_out.index)
 
 
 def _align(work: Workspace, run: Run) -> None:

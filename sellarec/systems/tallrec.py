@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import numpy as np
-import pandas as pd
 from torch import Tensor, nn
 
 from sellarec.backbone.engine import log_odds, score_rows, without_prefix
@@ -17,11 +16,11 @@ from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.backbone.lora import add_lora, merge_lora, save_lora
 from sellarec.backbone.prefixes import PrefixCache
 from sellarec.config import Config
-from sellarec.data.dataset import sample_rows
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, probabilities
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.row_prompts import caches_prefixes, cut_prompts, prefix_cache_of, prompts_of
+from sellarec.systems.rows import selection_rows, stage1_rows
 from sellarec.training import train
 
 
@@ -48,11 +47,6 @@ class TextModel(nn.Module):
         return log_odds(self._lm, [self._rows[i] for i in positions], self.soft(positions) if self.soft else None)
 
 
-def stage1_rows(work: Workspace) -> pd.DataFrame:
-    """The training rows that the adapter is tuned on."""
-    return sample_rows(work.dataset.part("train"), work.config.stage1.rows, work.config.seed)
-
-
 def _settings(config: Config) -> dict:
     lora = {k: v for k, v in asdict(config.lora).items() if k != "checkpointing"}  # memory only, the same result
     return {"prompt": config.prompt, "lora": lora, "stage1": config.stage1}
@@ -62,9 +56,8 @@ def _fit_stage1(work: Workspace, run: Run) -> None:
     config = work.config
     if not config.lora.rank:
         return
+    chosen, valid = stage1_rows(work), selection_rows(work, "stage 1")
     lm = add_lora(work.fresh_model(), config.lora, config.seed)
-    chosen = stage1_rows(work)
-    valid = work.part("valid")
     valid_rows = prompts_of(work, lm, valid.index.to_numpy())
     rows = chosen.index.to_numpy()
     model = TextModel(lm, prompts_of(work, lm, rows, new_user=hide_users(work, rows, config.stage1.cold_users)))

@@ -21,7 +21,7 @@ from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, probabilities
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.row_prompts import prompts_of
-from sellarec.systems.sella_collab import stage3_rows
+from sellarec.systems.rows import selection_rows, stage3_rows
 from sellarec.systems.tallrec import TextModel
 from sellarec.training import train
 
@@ -31,9 +31,9 @@ Tokenize = Callable[[LanguageModel, np.ndarray, np.ndarray], list[TokenRow]]
 
 def tune_further(work: Workspace, run: Run, tokenize: Tokenize, label: str, soft: nn.Module | None = None) -> None:
     """Train on stage 3's rows as stage 1 was trained, and save the adapter. `soft` is as in `TextModel`."""
+    chosen, valid, raw_yes = stage3_rows(work), selection_rows(work, label), work.config.evaluation.raw_yes
     adapter = work.with_weights("tallrec").weights("adapter")
     lm = resume_lora(work.fresh_model(), adapter, checkpointing=work.config.lora.checkpointing)
-    chosen, valid, raw_yes = stage3_rows(work), work.part("valid"), work.config.evaluation.raw_yes
     rows = chosen.index.to_numpy()
     model = TextModel(lm, tokenize(lm, rows, hide_users(work, rows, work.config.stage3.cold_users)), soft)
     valid_rows = tokenize(lm, valid.index.to_numpy(), np.zeros(len(valid), dtype=bool))
