@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 USAGE = """usage: sellarec COMMAND [--help]
 
   fetch NAME       bring data or a model into the cache: {sources}
-  run SYSTEM       compute one system and what it needs:  {systems}
+  run SYSTEM       compute one system and what it needs, as in: sellarec run sella; the command systems lists all
   run TABLE        all systems of table3; of table5, the ablations; of controls, the ablations of the MLP
   compare RUN ...  AUC and UAUC of finished runs, and what the first has over each other one, with intervals
   report           execute all notebooks and write reports/<run>/index.html
@@ -46,6 +46,7 @@ USAGE = """usage: sellarec COMMAND [--help]
   bench            this machine's speed against the plain way of doing the same, in one run
   plan             memory, tokens, operations and time of a run, before it runs; refuses what cannot fit
   doctor           versions, CPU features, chosen number format, what is fetched and what is missing
+  systems          every system: its name here, its name in tables and figures, which tables it is in
   profile NAME     print a profile's settings: {profiles}
 """
 
@@ -68,12 +69,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
-    commands = {"fetch": _fetch, "run": _run, "report": _report, "app": _app, "plan": _plan, "doctor": _doctor}
-    commands |= {"profile": _profile, "bench": _bench, "publish": _publish, "adopt": _adopt, "compare": _compare}
+    commands = {"fetch": _fetch, "run": _run, "compare": _compare, "report": _report, "app": _app, "publish": _publish}
+    commands |= {"adopt": _adopt, "bench": _bench, "plan": _plan, "doctor": _doctor, "systems": _systems}
+    commands |= {"profile": _profile}
     if not argv or argv[0] in ("-h", "--help"):
-        from sellarec.systems.registry import SYSTEMS
-
-        lists = {"sources": sources.SOURCES, "systems": SYSTEMS, "profiles": PROFILES}
+        lists = {"sources": sources.SOURCES, "profiles": PROFILES}
         print(USAGE.format(**{k: ", ".join(v) for k, v in lists.items()}))
         return
     if argv[0] not in commands:
@@ -271,6 +271,16 @@ def _doctor(argv: list[str]) -> None:
     for name in sources.SOURCES:
         state = "fetched" if sources.is_fetched(name) else f"missing; get it with: sellarec fetch {name}"
         print(f"  {name:13} {state}")
+
+
+def _systems(argv: list[str]) -> None:
+    tyro.cli(lambda: None, prog="sellarec systems", args=argv, description="List every system that can be run.")
+    from sellarec.systems.registry import SYSTEMS, TABLES
+
+    print(f"{'name':20} {'in tables and figures':40} {'language model':15} tables")
+    for name, system in SYSTEMS.items():
+        of = ", ".join(table for table, names in TABLES.items() if name in names)
+        print(f"{name:20} {system.label:40} {'yes' if system.uses_backbone else 'no':15} {of}".rstrip())
 
 
 def _profile(argv: list[str]) -> None:

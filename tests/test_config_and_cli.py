@@ -17,6 +17,7 @@ from sellarec.data.open import DataConfig, open_dataset
 from sellarec.errors import SellarecError
 from sellarec.profiles import PROFILES
 from sellarec.systems.base import Workspace
+from sellarec.systems.registry import SYSTEMS
 from sellarec.tables import overall_table, pretty, systems_of
 from tests.conftest import SMALL
 
@@ -67,6 +68,14 @@ def test_help_and_profiles_teach(capsys):
     for name in PROFILES:
         cli.main(["profile", name])
         assert json.loads(capsys.readouterr().out) == dataclasses.asdict(make_config(name))
+
+
+def test_systems_are_listed_with_the_names_that_tables_and_commands_give_them(capsys):
+    cli.main(["systems"])
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if line.startswith("collm ")).split() == ["collm", "CoLLM-MF", "yes", "table3"]
+    assert next(line for line in lines if line.startswith("semantic ")).endswith("yes")  # a step, in no table
+    assert len(lines) == 1 + len(SYSTEMS)
 
 
 def test_doctor_says_what_is_chosen_and_what_is_missing(capsys):

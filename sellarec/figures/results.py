@@ -11,13 +11,15 @@ from sellarec.figures.style import COLOURS, LAYOUT, LEGEND_BELOW, error_bars, ti
 
 
 def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
-    """AUC and UAUC as dots with their intervals, in the table's order.
+    """AUC and UAUC as dots with their intervals, the best AUC first and SeLLa-Rec in bold.
 
     Args:
         table: As `tables.overall_table` gives it.
         note: Written under the title; say there what was trained and scored.
     """
     figure = make_subplots(cols=2, rows=1, shared_yaxes=True, horizontal_spacing=0.06)
+    table = table.sort_values("auc", ascending=False, kind="stable")
+    table.index = [f"<b>{label}</b>" if name == "sella" else label for label, name in table["system"].items()]
     labels = list(table.index)[::-1]
     for col, metric in enumerate(("auc", "uauc"), start=1):
         for label, line in table.iterrows():
