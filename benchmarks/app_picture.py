@@ -22,7 +22,7 @@ from playwright.sync_api import sync_playwright
 from app import IDLE, WAIT, change, served, visit
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "app-user-item.png"
-SYSTEMS = ("counting", "mf", "mf_bias", "mlp_control", "sella")
+SYSTEMS = ("counting", "mlp_records", "mf", "mf_bias", "mlp_control", "sella")
 FILMS = {
     "Comedy": ("The General (1926)", "Sherlock Jr. (1924)", "Safety Last! (1923)", "The Gold Rush (1925)"),
     "Drama": ("Sunrise (1927)", "The Crowd (1928)", "Battleship Potemkin (1925)", "Greed (1924)", "City Lights (1931)"),

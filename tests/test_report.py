@@ -235,12 +235,13 @@ def test_only_figures_that_changed_are_drawn_again_as_high_as_they_are_and_witho
     assert high["a.png"] == 870 and high["b.svg"] == 500  # plotly's own height where a figure has none
 
 
-def test_figures_show_the_tables_numbers():
+def test_figures_show_the_tables_numbers_the_best_first():
     spread = {"": 0, "_low": -0.1, "_high": 0.2}
     columns = {f"{m}{s}": [0.6 + d, 0.7 + d] for m in ("auc", "uauc") for s, d in spread.items()}
     table = pd.DataFrame({"system": ["mf", "sella"], **columns}, index=["MF", "SeLLa-Rec"])
     figure = figures.overall_figure(table, "note")
-    assert [t.x[0] for t in figure.data] == pytest.approx([0.6, 0.7, 0.6, 0.7])
+    assert [t.x[0] for t in figure.data] == pytest.approx([0.7, 0.6, 0.7, 0.6])
+    assert list(figure.layout.yaxis.categoryarray) == ["MF", "<b>SeLLa-Rec</b>"]  # from the bottom up
     assert figure.data[0].error_x.array[0] == pytest.approx(0.2)
     assert figure.data[0].error_x.arrayminus[0] == pytest.approx(0.1)
     assert {t.marker.color for t in figure.data} == {COLOURS["mf"], COLOURS["sella"]}
