@@ -105,6 +105,8 @@ def needs(work: Workspace, *names: str) -> None:
                 f"{label_of(name)} was begun and is not finished"
                 + (f"; its last try failed: {reason}" if reason else ": it is being computed, or was interrupted.")
             )
+        if dtype := next(filter(None, (work.other_format(find_system(n)) for n in missing)), None):
+            st.info(f"It is there in {dtype}: open the app with --dtype {dtype}.")
         st.write("The app shows runs and never trains. This command computes them, and goes on from what was begun:")
         st.code("\n".join(work.command("run", name) for name in missing), wrap_lines=True)
         st.stop()

@@ -35,7 +35,7 @@ def page(store, monkeypatch):
     def open_page(name="overview", runs=None, work=None, **query):
         config = (work or store).config
         given = {"dataset": config.dataset, "backbone": config.backbone, "profile": "smoke", "seed": 0}
-        changes = SMALL | {"evaluation.test_rows": config.evaluation.test_rows}
+        changes = SMALL | {"evaluation.test_rows": config.evaluation.test_rows, "dtype": config.dtype}
         given |= {"changes": changes, "runs": str(runs or (work or store).root)}
         monkeypatch.setattr(sys, "argv", ["main.py", json.dumps(given)])
         monkeypatch.syspath_prepend(str(APP))
@@ -81,6 +81,12 @@ def test_over_published_runs_tables_stand_and_the_model_is_named_with_what_to_do
         app = page(name, runs=tmp_path / "runs")
         assert not app.exception and "sellarec run sella --weights" in words(app)
         assert (name == "user_item") == ("What the systems say" in words(app))  # stored scores need no model
+
+
+def test_runs_in_another_number_format_are_pointed_to(page, store):
+    there = store.base_dtype
+    app = page("why", work=store.variant({"dtype": {"float32": "bfloat16", "bfloat16": "float32"}[there]}))
+    assert not app.exception and f"It is there in {there}: open the app with --dtype {there}" in words(app)
 
 
 def test_an_empty_store_is_explained_with_the_command_and_nothing_is_computed(page, tmp_path):

@@ -158,13 +158,16 @@ class Workspace:
         return run
 
     def way_to(self, system: System) -> str:
-        """What to do about a run that is not in the store: it may be there in another number format, as adopted ones
-        are on a machine that would choose another than the one they were computed in."""
-        others = (self.variant({"dtype": dtype}) for dtype in ("bfloat16", "float32") if dtype != self.base_dtype)
-        if found := next((w for w in others if system.uses_backbone and w.has(system)), None):
-            dtype = found.config.dtype
+        """What to do about a run that is not in the store."""
+        if dtype := self.other_format(system):
             return f'It is there in {dtype}: add --dtype {dtype}, in a notebook changes = {{"dtype": "{dtype}"}}.'
         return f"To compute it: {self.command('run', system.name)}"
+
+    def other_format(self, system: System) -> str | None:
+        """The number format in which a missing run is in the store: adopted ones may be in another than this machine
+        would choose."""
+        others = [d for d in ("bfloat16", "float32") if d != self.base_dtype] if system.uses_backbone else []
+        return next((d for d in others if self.variant({"dtype": d}).has(system)), None)
 
     def command(self, *words: str) -> str:
         """A command line of `sellarec` for this workspace's settings and store, as one would type it."""
