@@ -34,6 +34,7 @@ def test_of_a_pair_that_was_rated_twice_the_scored_row_is_shown(small_workspace)
     row = int(test.index[0])
     twice = rows.copy()
     first = int(rows.index[rows["user"] == rows.loc[row, "user"]][0])
+    assert first < row and rows.loc[first, "split"] == "train"
     twice.loc[first, "item"] = rows.loc[row, "item"]
     work = small_workspace.variant({"stage3.rows": 31})
     work.dataset = dataclasses.replace(small_workspace.dataset, interactions=twice)
