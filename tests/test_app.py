@@ -32,11 +32,11 @@ def store(small_workspace):
 def page(store, monkeypatch):
     """Opens a page by name, with query parameters, over the small runs or another store."""
 
-    def open_page(name="overview", runs=None, work=None, **query):
+    def open_page(name="overview", runs=None, work=None, other_settings=None, **query):
         config = (work or store).config
         given = {"dataset": config.dataset, "backbone": config.backbone, "profile": "smoke", "seed": 0}
         changes = SMALL | {"evaluation.test_rows": config.evaluation.test_rows, "dtype": config.dtype}
-        given |= {"changes": changes, "runs": str(runs or (work or store).root)}
+        given |= {"changes": changes | (other_settings or {}), "runs": str(runs or (work or store).root)}
         monkeypatch.setattr(sys, "argv", ["main.py", json.dumps(given)])
         monkeypatch.syspath_prepend(str(APP))
         app = AppTest.from_file(str(APP / "main.py"), default_timeout=120)
@@ -109,8 +109,18 @@ def test_the_probability_is_the_runs_and_moves_with_a_what_if(page, store):
     assert re.fullmatch(r"[+-]\d\.\d{4} log-odds", app.metric[1].delta) and app.metric[1].delta != "+0.0000 log-odds"
 
 
+def test_a_model_without_the_warm_token_offers_no_such_token_to_take_away(page, store):
+    settings = {"stage3.tokens": "user,item"}
+    store.variant(settings).run("sella")
+    app = page("user_item", other_settings=settings)
+    (tokens,) = (g for g in app.button_group if g.label == "soft tokens")
+    assert not app.exception and tokens.options == ["user", "item"]
+    assert app.metric[0].value == app.metric[1].value
+
+
 def test_bad_ids_in_the_url_get_a_kind_answer(page):
     for name, query, answer in (
+        ("user_item", {"user": "²"}, "'²' is not a user to show"),
         ("user_item", {"user": "nobody"}, "'nobody' is not a user to show; users with scored test rows are among"),
         ("why", {"user": 999}, "'999' is not a user to show"),
         ("user_item", {"item": -3}, "'-3' is not an item to show; ids go from 1 to 30"),
