@@ -9,13 +9,13 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from sellarec.config import Config, changes_from, located, make_config
 from sellarec.data import amazon_book, sources
-from sellarec.data.open import open_dataset
+from sellarec.data.open import check_name, open_dataset
 from sellarec.distributed import is_main, leave
 from sellarec.errors import SellarecError, nearest
 from sellarec.options import (
@@ -288,10 +288,12 @@ def _profile(argv: list[str]) -> None:
     class Profile:
         """Print all settings of a profile as JSON."""
 
-        name: tyro.conf.Positional[str] = "quick"
+        name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help=", ".join(PROFILES))] = "quick"
         dataset: str = "ml-100k"
+        """A dataset's name or the path of a table: some settings differ by dataset."""
 
     options = tyro.cli(Profile, prog="sellarec profile", args=argv)
+    check_name(options.dataset)
     print(json.dumps(dataclasses.asdict(make_config(options.name, options.dataset)), indent=2))
 
 

@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 import tyro
 
 from sellarec.config import Config
+from sellarec.data.sources import SOURCES
 
 
 @dataclasses.dataclass(frozen=True)
 class Fetch:
     """Bring a source into the cache, verified; or take it from a file or folder that you name."""
 
-    name: tyro.conf.Positional[str]
-    """A registered source."""
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help=f"One of: {', '.join(SOURCES)}.")]
     origin: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """A folder with the files, or the archive, instead of the network."""
     force: bool = False
@@ -43,7 +43,8 @@ class RunCommand:
 
 @dataclasses.dataclass(frozen=True)
 class PlanCommand:
-    """Say what SeLLa-Rec will need under these settings, on this machine or another; refuse what cannot fit."""
+    """Say what SeLLa-Rec's stages 1 and 3 will need under these settings, on this machine or another; refuse what
+    cannot fit."""
 
     profile: str = "quick"
     """smoke, quick, full, quick-paper or full-paper: the defaults of the settings below."""

@@ -94,7 +94,8 @@ class Plan:
 
 
 def make_plan(work: Workspace, machine: Machine) -> Plan:
-    """What stages 1 and 3, distillation and scoring will need. No weights are loaded.
+    """What stages 1 and 3, distillation and scoring of SeLLa-Rec will need; stage 2 is not counted. No weights are
+    loaded.
 
     Raises:
         SellarecError: neither shape nor tokenizer of the backbone can be read; there is nothing to split.
@@ -349,6 +350,7 @@ def described(plan: Plan, backbone: str) -> str:
     lines += [
         _line("together", "", "", operations, sum(map(plan.seconds, plan.steps)), plan.memory),
         "",
+        f"Stage 2 and systems without a language model are not counted: they run on the CPU, in each process.",
         f"GiB: the peak of each process. Weights of the backbone; what is trained, its gradients and the optimizer's "
         f"moments; what a\nbatch keeps and works with; and {RUNTIME / GIB:.1f} of the interpreter and its libraries.",
     ]

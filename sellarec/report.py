@@ -257,8 +257,8 @@ too.</p>
 <h2>Tables for papers</h2><ul>{files}</ul>
 <h2>Where every number comes from</h2>
 <div class="scroll">{tables.provenance_table(work, list(shown)).to_html(border=0)}</div>
-<p class="soft">Each run folder holds its settings, per-row scores and checksums. MovieLens data belongs to
-GroupLens and is not part of this report.</p>
+<p class="soft">Each run folder holds its settings, per-row scores and checksums. No rating is part of this report; its
+notebooks show titles, and examples of what users liked, which belong to whoever made the data.</p>
 """
 
 

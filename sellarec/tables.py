@@ -14,6 +14,7 @@ from sellarec.errors import SellarecError
 from sellarec.evaluation import FEWEST_USERS, SLICES, Interval, UserBootstrap, slice_masks
 from sellarec.systems.base import SEEDS, Workspace
 from sellarec.systems.registry import OVERALL, TABLES, find_system
+from sellarec.systems.rows import stage1_rows, stage2_rows, stage3_rows
 
 PUBLISHED_ML_1M = {
     "mf": (0.6473, 0.6264),
@@ -126,13 +127,18 @@ def difference_table(
 def blend_table(work: Workspace, system: str, systems: Sequence[str], part: str = "all") -> pd.DataFrame:
     """What each other system's answer adds to one's: the mean of both ranks among the rows, minus the one's alone.
 
+    The first line is the null: the system with itself, trained from the next seed. To average two trainings helps by
+    itself.
+
     Returns:
         As `difference_table`.
     """
     bootstrap, mask = _bootstrap(work, part)
-    rank = {n: rankdata(work.test_scores(n)[mask]) for n in (system, *systems)}
-    pairs = {f"with {find_system(n).label}": (rank[system] + rank[n], rank[system]) for n in systems if n != system}
-    label = find_system(system).label
+    label, again = find_system(system).label, work.config.seed + 1
+    scores = {f"with itself, seed {again}": work.variant({"seed": again}).test_scores(system)}
+    scores |= {f"with {find_system(n).label}": work.test_scores(n) for n in systems if n != system}
+    own = rankdata(work.test_scores(system)[mask])
+    pairs = {name: (own + rankdata(score[mask]), own) for name, score in scores.items()}
     return differences(bootstrap, pairs, of="the mean of two rankings", minus=label, who="the mean")
 
 
@@ -228,10 +234,13 @@ def scope(work: Workspace) -> str:
     """One sentence that every table and figure carries: how much was trained on and scored."""
     config, train = work.config, len(work.dataset.part("train"))
     test, scored = len(work.dataset.part("test")), len(work.part("test"))
-    stages = [f"stage {n} on {min(r or train, train):,}" for n, r in ((1, config.stage1.rows), (3, config.stage3.rows))]
+    stages = [stage1_rows(work), stage2_rows(work), stage3_rows(work)]
+    twice = len(stages[0].index.intersection(stages[2].index))
     which = "all" if scored == test else f"whole users with {scored:,} of"
     return (
-        f"{work.dataset.name}, {Path(config.backbone).name}: {' and '.join(stages)} of {train:,} training rows; "
+        f"{work.dataset.name}, {Path(config.backbone).name}: stages 1, 2 and 3 on "
+        f"{len(stages[0]):,}, {len(stages[1]):,} and {len(stages[2]):,} of {train:,} training rows"
+        f"{f', {twice:,} of them in both 1 and 3' if twice else ''}; "
         f"scored on {which} {test:,} test rows; seed {config.seed}."
     )
 

@@ -100,6 +100,7 @@ def test_doctor_says_what_is_chosen_and_what_is_missing(capsys):
         (["run", "mf", "--mf.epochs", "0"], "epochs is 0; it must be at least 1"),
         (["fetch", "ml1m"], "Did you mean 'ml-1m'"),
         (["profile", "ful"], "Did you mean 'full'"),
+        (["profile", "quick", "--dataset", "ml1m"], "Did you mean 'ml-1m'"),
     ],
 )
 def test_bad_words_end_with_one_clear_line(words, message):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from sellarec.backbone.engine import log_odds, without_prefix
 from sellarec.collab.alignment import contrast, fine_grained_similarity
@@ -15,6 +16,7 @@ from sellarec.config import make_config
 from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, USER, Prompt
+from sellarec.runs import Run
 from sellarec.systems import binllm, person_prompt, prompt4nr
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES, find_system
@@ -156,18 +158,21 @@ def test_free_tokens_of_nobody_are_the_mean_of_all(small_workspace):
 
 
 @pytest.mark.parametrize("name", ["prompt4nr", "binllm"])
-def test_the_adapter_goes_on_from_stage_1_and_ends_elsewhere(small_workspace, name):
-    def weights(system):
-        from safetensors.numpy import load_file
+def test_the_adapter_goes_on_from_stage_1_and_ends_elsewhere(small_workspace, name, tmp_path, monkeypatch):
+    def weights(run):
+        return load_file(run.folder / "adapter" / "adapter_model.safetensors")
 
-        return load_file(small_workspace.run(system).folder / "adapter" / "adapter_model.safetensors")
-
-    before, after = weights("tallrec"), weights(name)
+    before, after = weights(small_workspace.run("tallrec")), weights(small_workspace.run(name))
     assert before.keys() == after.keys()
     moved = max(np.abs(after[k] - before[k]).max() for k in before)
     config = small_workspace.config.stage1
     steps = math.ceil(len(stage3_rows(small_workspace)) / config.batch)
     assert 0 < moved <= 1.1 * config.learning_rate * steps
+
+    monkeypatch.setattr("sellarec.systems.tuned_further.train", lambda *args, **kwargs: None)
+    find_system(name).fit(small_workspace, Run(tmp_path))
+    untrained = weights(Run(tmp_path))
+    assert all(np.array_equal(untrained[k], before[k]) for k in before)
 
 
 def test_settings_that_cannot_work_are_refused_before_anything_is_computed(planted_table, llama, tmp_path):

@@ -41,6 +41,10 @@ def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, m
     assert "AUC, it is" in pretty(gains) and "AUC, SeLLa-Rec is" in pretty(differences)
     assert pretty(overall).shape == (len(OVERALL), 2)
     assert "scored on whole users with" in scope(small_workspace) and "32 of" in scope(small_workspace)
+    for stage1, stage3, said in ((100, 60, "100, 241 and 60 of 301"), (301, 200, "301, 101 and 200 of 301")):
+        rows = small_workspace.variant({"stage1.rows": stage1, "stage3.rows": stage3})
+        assert f"stages 1, 2 and 3 on {said} training rows" in scope(rows)
+        assert ("200 of them in both 1 and 3" in scope(rows)) == (stage1 == 301)
     assert slices_table(small_workspace).columns.get_level_values(0)[0].startswith("all (")
     assert (
         provenance_table(small_workspace, ["sella"])["run"].item().endswith(small_workspace.run("sella").config["key"])
@@ -50,14 +54,18 @@ def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, m
 
 
 def test_a_blend_is_the_mean_of_two_rankings_against_the_one_alone(small_workspace):
-    blends = blend_table(small_workspace, "counting", ["counting", "mf", "sella"])
-    assert list(blends.index) == ["with MF", "with SeLLa-Rec"]  # with itself there is nothing to add
+    blends = blend_table(small_workspace, "mf", ["counting", "mf", "sella"])
+    counting = "with Counting (item + user mean)"
+    assert list(blends.index) == ["with itself, seed 1", counting, "with SeLLa-Rec"]
     label = small_workspace.part("test")["label"].to_numpy()
-    counting, mf = (pd.Series(small_workspace.test_scores(n)) for n in ("counting", "mf"))
-    both = auc(label, (counting.rank() + mf.rank()).to_numpy())
-    assert blends.loc["with MF", "auc"] == pytest.approx(both - auc(label, counting.to_numpy()))
-    title = difference_figure(blends).layout.title.text
-    assert title.startswith("The mean of two rankings minus Counting (item + user mean)")
+    mf = pd.Series(small_workspace.test_scores("mf"))
+    for name, work, system in (
+        ("with itself, seed 1", small_workspace.variant({"seed": 1}), "mf"),
+        (counting, small_workspace, "counting"),
+    ):
+        both = auc(label, (mf.rank() + pd.Series(work.test_scores(system)).rank()).to_numpy())
+        assert blends.loc[name, "auc"] == pytest.approx(both - auc(label, mf.to_numpy()))
+    assert difference_figure(blends).layout.title.text.startswith("The mean of two rankings minus MF")
 
 
 def test_a_difference_on_a_handful_of_users_decides_nothing(small_workspace, monkeypatch):

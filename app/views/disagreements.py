@@ -8,7 +8,7 @@ st.title("Disagreements")
 needs(work, "counting")
 systems = done_systems(work)
 if len(systems) < 2:
-    st.info("Two systems are needed; the store has one. Compute more with: sellarec run table3")
+    st.info(f"Two systems are needed; the store has one. Compute more with: {work.command('run', 'table3')}")
     st.stop()
 a, b, c, d = st.columns(4)
 first = a.selectbox("system", systems, index=len(systems) - 1, format_func=label_of, key="first")

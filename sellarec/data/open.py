@@ -43,6 +43,7 @@ def open_dataset(name: str, config: DataConfig = DataConfig()) -> Dataset:
     Raises:
         SellarecError: neither a registered name nor an existing file, or something is wrong with the files.
     """
+    check_name(name)
     _refuse_idle_settings(name, config)
     cut, domain = cut_by_span(config.valid_from, config.test_from), config.domain
     if name == "ml-1m":
@@ -54,13 +55,8 @@ def open_dataset(name: str, config: DataConfig = DataConfig()) -> Dataset:
     elif name == "amazon-book":
         tables = amazon_book.read(sources.fetch(name))
         cut, domain = amazon_book.cut(), "book"
-    elif Path(name).suffix in (".parquet", ".csv") and Path(name).is_file():
-        tables = readers.read_table(Path(name))
     else:
-        raise SellarecError(
-            f"dataset '{name}' is neither a registered name nor a .parquet or .csv file. "
-            f"{nearest(name, sources.DATASETS)}"
-        )
+        tables = readers.read_table(Path(name))
     return build_dataset(
         Path(name).stem,
         tables,
@@ -69,6 +65,18 @@ def open_dataset(name: str, config: DataConfig = DataConfig()) -> Dataset:
         strict_history=config.strict_history,
         domain=domain,
     )
+
+
+def check_name(name: str) -> None:
+    """
+    Raises:
+        SellarecError: neither a registered name nor an existing table.
+    """
+    if name not in sources.DATASETS and not (Path(name).suffix in (".parquet", ".csv") and Path(name).is_file()):
+        raise SellarecError(
+            f"dataset '{name}' is neither a registered name nor a .parquet or .csv file. "
+            f"{nearest(name, sources.DATASETS)}"
+        )
 
 
 def _refuse_idle_settings(name: str, config: DataConfig) -> None:

@@ -113,6 +113,12 @@ def _check_parts(name: str, interactions: pd.DataFrame) -> None:
     sizes = interactions["split"].value_counts()
     for split in SPLITS:
         if sizes[split] == 0:
-            raise SellarecError(f"{name}: the {split} part has no rows. Choose other cut points for this time span.")
+            raise SellarecError(
+                f"{name}: the {split} part has no rows. Choose other cut points for this "
+                "time span: data.valid_from and data.test_from, shares of it."
+            )
     if interactions.loc[interactions["split"] == "train", "label"].nunique() < 2:
-        raise SellarecError(f"{name}: all training labels are the same. Choose another like_above threshold.")
+        raise SellarecError(
+            f"{name}: all training labels are the same. A like is a rating above "
+            "data.like_above: choose another threshold."
+        )
