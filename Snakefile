@@ -40,11 +40,17 @@ def result(dataset, backbone, system, seed):
 
 
 def needed(wildcards):
-    """What a system grows from; a variant's own copies of it are settled among the runs themselves, by locks."""
-    system = find_system(wildcards.system)
-    return [] if system.changes else [
-        result(unquote(wildcards.dataset), unquote(wildcards.backbone), need, wildcards.seed) for need in system.needs
-    ]
+    """What a system grows from: an own table, and other systems. A variant's own copies of these are settled among the
+    runs themselves, by locks."""
+    system, dataset = find_system(wildcards.system), unquote(wildcards.dataset)
+    table = [dataset] if Path(dataset).is_file() else []
+    needs = () if system.changes else system.needs
+    return [*table, *(result(dataset, unquote(wildcards.backbone), need, wildcards.seed) for need in needs)]
+
+
+for marker in (STORE / ".finished").rglob("*.txt"):  # it names its run's folder, which may have been deleted since
+    if not any(Path(line).is_dir() for line in marker.read_text().splitlines() if line):
+        marker.unlink()
 
 
 rule all:
@@ -71,4 +77,4 @@ rule run:
         where=f"--runs {shlex.quote(str(STORE))} --profile {PROFILE} {OPTIONS}",
     shell:
         "{params.program} {wildcards.system} {params.what} "
-        "--seed {wildcards.seed} {params.where} > {output}.part && mv {output}.part {output}"
+        "--seed {wildcards.seed} {params.where} > {output:q}.part && mv {output:q}.part {output:q}"

@@ -29,6 +29,9 @@ from sellarec.progress import listening
 from sellarec.systems.base import Workspace, sigmoid
 from sellarec.systems.registry import TABLES, find_system
 
+CHOSEN = ("dataset", "backbone", "profile", "seed")
+"""What the sidebar chooses; where it is not what the app was started with, the URL says so."""
+
 KEYS = {Workspace: lambda work: f"{work.root} {work.config}", Case: repr}
 """By what the caches tell these apart; an address in memory may come to be another one's."""
 
@@ -224,7 +227,7 @@ def choose_case(work: Workspace) -> Case:
         key="user",
     )
     own = [int(i) for i in rows[rows["user"] == user]["item"]]
-    items = [*own, *(i for i in range(1, data.n_items + 1) if i not in set(own))]
+    items = list(dict.fromkeys([*own, *range(1, data.n_items + 1)]))
     item = right.selectbox(
         "item, test rows first",
         items,

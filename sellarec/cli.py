@@ -240,12 +240,15 @@ def _adopt(argv: list[str]) -> None:
 def _plan(argv: list[str]) -> None:
     options = _parse(PlanCommand, argv, "sellarec plan")
     from sellarec import plan
+    from sellarec.backbone import prefixes
     from sellarec.machine import describe_machine
     from sellarec.systems.base import Workspace
 
     work = Workspace(options.config, computes=False)
     there = (options.device, options.memory, options.tflops, options.processes)
     machine = describe_machine(options.config.dtype, *there)
+    if options.device is None:
+        machine = dataclasses.replace(machine, room=prefixes.room(work.root / ".prefixes"))
     found = plan.make_plan(work, machine)
     print(plan.described(found, options.config.backbone))
     if not found.fits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from sellarec.backbone.loading import DTYPES, NF4, choose_placement
+from sellarec.backbone.loading import DTYPES, NF4, check_dtype, choose_placement
 from sellarec.errors import SellarecError
 
 GIB = 2**30
@@ -25,6 +26,7 @@ class Machine:
         rate: Floating-point operations a second of a process in large matrix products in the working dtype.
         nf4: Linear weights are held in 4 bits.
         processes: How many share every batch.
+        room: Bytes of disk that cached prefixes may take.
     """
 
     device: str
@@ -33,6 +35,7 @@ class Machine:
     rate: float
     nf4: bool = False
     processes: int = 1
+    room: float = math.inf
 
 
 def describe_machine(
@@ -57,6 +60,7 @@ def describe_machine(
             raise SellarecError("Another machine needs all of --device (cpu or cuda), --memory and --tflops.")
         if device == "cpu" and dtype == NF4:
             raise SellarecError(f"--dtype {NF4} needs a GPU.")
+        check_dtype(dtype)
         named = DTYPES.get(dtype, torch.bfloat16 if device == "cuda" else torch.float32)
         return Machine(device, named, int(memory * GIB), tflops * 1e12, dtype == NF4, processes)
     place = choose_placement(dtype)

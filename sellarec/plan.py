@@ -28,6 +28,7 @@ from sellarec.machine import GIB, Machine
 from sellarec.prompts import SOFT_TOKENS, item_prompt
 from sellarec.systems.base import Workspace
 from sellarec.systems.row_prompts import cut_prompts, prompts_of
+from sellarec.systems.sella import phases
 from sellarec.training import TrainConfig
 
 SAMPLE = 300
@@ -115,7 +116,7 @@ def _plan_with(shape: Shape, config: Config) -> Plan:
     rows = _budget(config.stage3.rows, train)
     # each prefix is computed once; without the cache every step computes them for itself
     alone = machine.device == "cpu" and machine.processes == 1
-    kept = alone and shape.kept_bytes(valid + test + rows) <= config.prefix_gib * GIB
+    kept = alone and shape.kept_bytes(valid + test + rows) <= min(config.prefix_gib * GIB, machine.room)
     steps = [shape.reading()]
     if config.lora.rank:
         tuned = _budget(config.stage1.rows, train) * config.stage1.epochs
@@ -128,9 +129,10 @@ def _plan_with(shape: Shape, config: Config) -> Plan:
         steps.append(shape.scoring("stage 1, scoring", valid + test, shape.text, kept))
     steps.append(shape.scoring("distilling items", data.n_items, np.array([[0, shape.item_tokens]])))
     cost = shape.stage3_behind_kept if kept else shape.stage3
-    through = rows * config.stage3.epochs
+    turns = len(phases(config.stage3))
+    through = rows * config.stage3.epochs * turns
     steps.append(shape.training("stage 3, soft tokens", through, config.stage3, shape.hybrid, cost, shape.soft, kept))
-    steps.append(shape.scoring("stage 3, validation", valid * config.stage3.evaluations, shape.hybrid, kept))
+    steps.append(shape.scoring("stage 3, validation", valid * config.stage3.evaluations * turns, shape.hybrid, kept))
     steps.append(shape.scoring("stage 3, scoring", valid + test, shape.hybrid, kept))
     return Plan(shape.parameters, shape.adapter, steps, machine)
 

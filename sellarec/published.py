@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from sellarec.errors import SellarecError
 from sellarec.evaluation import metrics
-from sellarec.runs import MANIFEST, WITHOUT_WEIGHTS, Run, RunKey, open_run, seal
+from sellarec.runs import MANIFEST, WITHOUT_WEIGHTS, Run, RunKey, folder_name, open_run, seal
 from sellarec.systems.base import SEEDS, Workspace
 from sellarec.systems.registry import SYSTEMS, find_system
 
@@ -108,7 +108,7 @@ def other_formats(work: Workspace, source: Path) -> list[str]:
 
 
 def _published(work: Workspace, source: Path) -> list[Run]:
-    place = source / work.dataset.name
+    place = source / folder_name(work.dataset.name)
     found = sorted(path.parent for path in place.glob(f"*/*/*/{MANIFEST}"))
     if not found:
         raise SellarecError(f"{place}: no run was published there.")

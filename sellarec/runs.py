@@ -56,7 +56,7 @@ class RunKey:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     def folder(self, root: Path) -> Path:
-        place = [_folder_name(p) for p in (self.dataset, self.backbone, self.system)]
+        place = [folder_name(p) for p in (self.dataset, self.backbone, self.system)]
         return root.joinpath(*place, f"{self.seed}-{self.digest}")
 
 
@@ -276,7 +276,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     return out
 
 
-def _folder_name(name: str) -> str:
+def folder_name(name: str) -> str:
     """A name as one safe path component: other characters than letters, digits, '.', '_', '-' become '_'."""
     safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name).lstrip(".")
     if safe != name:

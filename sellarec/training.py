@@ -120,7 +120,7 @@ def train(
     steps = len(schedule)
     eval_steps = {round(steps * (n + 1) / config.evaluations) for n in range(config.evaluations)}
     folder.mkdir(exist_ok=True)
-    checkpoint, best_file = folder / "checkpoint", folder / "best.safetensors"
+    checkpoint = folder / "checkpoint"
     accelerator = _new_accelerator(model, config, seed)
     optimizer, rate = _optimizer(model, config, rates, steps)
     shared, optimizer = accelerator.prepare(model, optimizer)
@@ -150,13 +150,14 @@ def train(
             position.log.append({"step": position.step, "loss": loss, "learning_rate": rate.get_last_lr()[0]})
             if position.step in eval_steps:
                 model.eval()
-                _select(model, position, auc(*validate()), best_file)
+                _select(model, position, auc(*validate()), folder)
             progress.advance(config.batch, _note(loss, position))
             if agreed(time.monotonic() - saved > config.checkpoint_seconds) or position.step == steps:
                 _save_checkpoint(accelerator, checkpoint)
+                _forget_others(folder, position.best_step)
                 saved = time.monotonic()
     model.eval()
-    load_trainable(model, load_file(best_file))
+    load_trainable(model, load_file(_best_file(folder, position.best_step)))
     for entry in position.log:
         log(entry)
     return position.best
@@ -219,13 +220,25 @@ def _backward(accelerator: Accelerator, model: nn.Module, target: Tensor, batch:
     return float(summed(np.array([loss]))[0])
 
 
-def _select(model: nn.Module, position: _Position, score: float, best_file: Path) -> None:
-    """Log a validation AUC, and keep the weights if it is the best so far."""
+def _best_file(folder: Path, step: int) -> Path:
+    return folder / f"best-{step}.safetensors"
+
+
+def _forget_others(folder: Path, step: int) -> None:
+    """Remove best weights to which no checkpoint refers any more."""
+    for file in folder.glob("best-*.safetensors") if is_main() else ():
+        if file != _best_file(folder, step):
+            file.unlink()
+
+
+def _select(model: nn.Module, position: _Position, score: float, folder: Path) -> None:
+    """Log a validation AUC, and keep the weights if it is the best so far: beside those of the checkpoint's best, to
+    which a killed training goes back."""
     position.log.append({"step": position.step, "valid_auc": score})
     if score > position.best or position.best_step < 0:
         position.best, position.best_step = score, position.step
         if is_main():
-            save_file(trainable_state(model), best_file)
+            save_file(trainable_state(model), _best_file(folder, position.step))
 
 
 def _parameter_groups(model: nn.Module, rate: float, rates: Mapping[str, float]) -> list[dict]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sellarec.config import make_config
 from sellarec.data import amazon_book, sources
-from sellarec.data.open import open_dataset
+from sellarec.data.open import _open, open_dataset
 from sellarec.data.protocol import cut_last_month_in_half
 from sellarec.errors import SellarecError
 from sellarec.prompts import PromptWriter
@@ -66,9 +66,9 @@ def write(folder, reviews, books, packed=True):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SELLAREC_HOME", str(tmp_path / "home's"))
-    open_dataset.cache_clear()
+    _open.cache_clear()
     yield tmp_path / "home's"
-    open_dataset.cache_clear()
+    _open.cache_clear()
 
 
 def left(cache):

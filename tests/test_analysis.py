@@ -11,6 +11,7 @@ from sellarec.analysis.what_if import Explorer
 from sellarec.errors import SellarecError
 from sellarec.evaluation import Interval, UserBootstrap, auc, mean_interval, uauc
 from sellarec.prompts import SOFT_TOKENS
+from sellarec.runs import Run
 from sellarec.systems.rows import stage2_rows
 from sellarec.systems.sella_collab import aligned_parts
 
@@ -167,6 +168,24 @@ def test_step_0_scores_warm_rows_with_vectors_that_nothing_trained(small_workspa
     second = aucs[[c for c in aucs.index if c.startswith("CL, random projection")]]
     assert len(second) == step0.DRAWS and table["auc"].iloc[1] == pytest.approx(second.mean())
     assert table["gain"].iloc[1] == pytest.approx(aucs["CL + projection"] - second.mean())
+
+
+def test_step_0_goes_on_after_the_last_condition_that_was_finished(small_workspace, tmp_path, monkeypatch):
+    whole = pd.read_parquet(small_workspace.run_of(step0.STEP0).folder / "step0.parquet")
+    score, calls = step0.HybridModel.score, []
+
+    def die_at_the_third(model, **options):
+        calls.append(options["label"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return score(model, **options)
+
+    monkeypatch.setattr(step0.HybridModel, "score", die_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        step0.STEP0.fit(small_workspace, Run(tmp_path))
+    step0.STEP0.fit(small_workspace, Run(tmp_path))
+    assert len(calls) == 8 and calls[2] == calls[3]  # seven passes, of which the third was begun twice
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "step0.parquet"), whole)
 
 
 def test_items_that_contrastive_learning_did_not_see_keep_their_vectors(small_workspace):

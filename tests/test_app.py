@@ -197,8 +197,15 @@ def test_disagreements_are_sorted_and_filtered(page, store):
     app = page("disagreements")
     found = app.dataframe[0].value
     assert found["difference"].abs().is_monotonic_decreasing and set(found["user"]) <= set(store.part("test")["user"])
+    assert found["open"].str.fullmatch(r"user_item\?user=\d+&item=\d+").all()
     app.segmented_control[0].set_value("cold").run()
     assert not app.dataframe[0].value["warm"].any()
+
+
+def test_the_way_from_a_disagreement_stays_with_what_the_sidebar_chose(page, store):
+    store.variant({"seed": 7}).run("mf")
+    links = page("disagreements", seed=7).dataframe[0].value["open"]
+    assert links.str.fullmatch(r"user_item\?seed=7&user=\d+&item=\d+").all()
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,15 @@ def test_prefixes_of_other_weights_are_others(lm, cut, tmp_path):
     assert len(list(tmp_path.glob("*.bin"))) == 2 and a.starts == b.starts
 
 
+def test_prefixes_of_the_same_weights_in_another_model_are_others_and_of_another_file_the_same(lm, cut):
+    wanted = [r.prefix for r in cut]
+    other, moved = (dataclasses.replace(lm, model=copy.deepcopy(lm.model)) for _ in range(2))
+    other.model.config.rms_norm_eps = 0.1
+    moved.model.config._name_or_path = "elsewhere"
+    names = [prefixes._digest(model, wanted, 2048) for model in (lm, other, moved)]
+    assert names[0] != names[1] and names[0] == names[2]
+
+
 def test_prefixes_that_were_used_longest_ago_make_room(lm, cut, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(prefixes, "_in_use", Forgetful())
     lists = [[r.prefix for r in cut[n : n + 3]] for n in (0, 5, 10)]

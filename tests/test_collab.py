@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sellarec.collab.alignment import alignment_loss_as_printed, info_nce
+from sellarec.collab.alignment import info_nce
 from sellarec.collab.fit import CollabConfig, fit_collab
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.data.open import open_dataset
@@ -90,10 +90,11 @@ def test_info_nce_of_a_hand_computed_pair():
 
 
 def test_equation_8_as_printed_is_a_constant_without_gradient():
-    """Why the logarithm and the usual denominator are in `info_nce`."""
+    """The mean over i of -exp(cos_ii / tau) / sum_j exp(cos_jj / tau): these ratios sum to one. It is why the logarithm
+    and the usual denominator are in `info_nce`."""
     torch.manual_seed(0)
     projected, semantic = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4)
-    loss = alignment_loss_as_printed(projected, semantic, 0.2)
+    loss = -torch.softmax(torch.cosine_similarity(projected, semantic) / 0.2, dim=0).mean()
     loss.backward()
     assert loss.item() == pytest.approx(-1 / 6)
     assert projected.grad.abs().max() < 1e-7

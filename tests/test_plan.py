@@ -99,6 +99,13 @@ def test_a_plan_counts_parameters_rows_and_tokens(planned, deep):
     assert "prefix cache" not in anew
     for name in ("stage 1, scoring", "stage 3, soft tokens", "stage 3, scoring"):
         assert steps[name].operations < anew[name].operations and steps[name].tokens < anew[name].tokens, name
+    full = plan.make_plan(work, dataclasses.replace(machine(), room=1.0))
+    assert [s.name for s in full.steps] == list(anew)  # no room for prefixes on the disk
+    turns = {
+        s.name: s for s in plan.make_plan(place(planned, deep, **{"stage3.order": "warm,user+item"}), machine()).steps
+    }
+    for name, times in (("stage 3, soft tokens", 2), ("stage 3, validation", 2), ("stage 3, scoring", 1)):
+        assert turns[name].rows == times * steps[name].rows, name
     lines = {line[:22].strip(): line[22:].split() for line in plan.described(found, "tiny").splitlines()}
     tuned = steps["stage 1, LoRA"]
     assert set(steps) < set(lines) and lines["together"][-1] == f"{found.memory / 2**30:.2f}"
@@ -196,6 +203,8 @@ def test_another_machine_is_named_whole_and_this_one_is_measured():
     assert isinstance(describe_machine("float32"), Machine) and describe_machine("float32").memory > 2**28
     with pytest.raises(SellarecError, match="needs all of"):
         describe_machine(device="tpu", memory=1.0, tflops=1.0)
+    with pytest.raises(SellarecError, match=r"dtype 'bf16' is not known\. Valid: auto, float32, bfloat16"):
+        describe_machine("bf16", device="cuda", memory=1.0, tflops=1.0)
 
 
 def test_several_processes_share_the_work_and_split_weights(planned, deep):

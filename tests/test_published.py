@@ -207,6 +207,14 @@ def test_the_two_commands(planted_table, tmp_path, capsys):
     pd.testing.assert_frame_equal(*map(pd.read_parquet, scores))
 
 
+def test_a_table_with_a_space_in_its_name_travels_too(planted_table, tmp_path):
+    path = shutil.copy(planted_table, tmp_path / "my songs.csv")
+    work = Workspace(make_config("smoke", str(path)), tmp_path / "runs")
+    work.run("counting")
+    publish(work, tmp_path / "shared")
+    assert len(adopt(elsewhere(work, tmp_path / "other"), tmp_path / "shared")) == 1
+
+
 PUBLISHED = Path(__file__).resolve().parents[1] / "reports" / "published"
 
 

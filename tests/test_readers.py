@@ -91,7 +91,8 @@ def test_an_own_table_may_be_parquet_or_csv_and_its_times_may_be_dates(tmp_path,
     ("columns", "message"),
     [
         ({"timestamp": [100.0, float("inf")]}, "line 3: timestamp 'inf'"),
-        ({"timestamp": ["1970-01-01", "someday"]}, "line 3: timestamp 'nan'"),
+        ({"timestamp": ["1970-01-01", "someday"]}, "line 3: timestamp 'someday'"),
+        ({"timestamp": [100, 1_600_000_000_000]}, "line 3: timestamp '1600000000000' .* milliseconds"),
         ({"rating": [5, None]}, "line 3: rating 'nan'"),
         ({"title": ["A", None]}, "item 8 is rated but has no title"),
         ({"user": ["a", None]}, "line 3: no user"),
@@ -104,6 +105,26 @@ def test_a_bad_own_table_is_refused_with_the_reason(tmp_path, columns, message):
     table(**columns).to_csv(path, index=False)
     with pytest.raises(SellarecError, match=message):
         read_table(path)
+
+
+def test_ids_and_titles_are_text_as_they_stand_and_dates_may_be_written_in_several_ways(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text(
+        "user,item,title,rating,timestamp,genres\n"
+        "007,01,None,5,1970-01-02,\n"
+        "7,1,NA,4,1970-01-02 00:00:01,Drama\n"
+        "NA,1,NA,1,86402,Drama\n"
+    )
+    ratings, catalogue = read_table(path)
+    assert ratings["user"].tolist() == ["007", "7", "NA"] and ratings["timestamp"].tolist() == [86400, 86401, 86402]
+    assert catalogue[["item", "title", "genres"]].to_numpy().tolist() == [["01", "None", ""], ["1", "NA", "Drama"]]
+
+
+def test_a_parquet_table_may_list_genres_and_hold_digits_as_text(tmp_path):
+    path = tmp_path / "own.parquet"
+    table(timestamp=["100", "200"], genres=[["Drama", "War"], []]).to_parquet(path)
+    ratings, catalogue = read_table(path)
+    assert ratings["timestamp"].tolist() == [100, 200] and catalogue["genres"].tolist() == ["Drama|War", ""]
 
 
 def test_an_own_table_without_a_column_or_rows_or_content_is_refused(tmp_path):

@@ -105,6 +105,39 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(problem, tmp_path, mo
         assert torch.equal(value, trainable_state(resumed)[name])
 
 
+def test_the_best_weights_are_those_of_the_checkpoint_also_if_a_replay_finds_them_worse(problem, tmp_path, monkeypatch):
+    """A kill comes after the second evaluation and before its checkpoint, and done again, as it may be on a GPU, that
+    evaluation is not the best."""
+    x, y = problem
+    evaluated = []
+
+    def tune(answers):
+        torch.manual_seed(5)
+        model = Linear(x)
+
+        def validate():
+            evaluated.append(trainable_state(model)["layer.weight"])
+            return y, answers.pop(0)
+
+        best = train(model, y, np.arange(64), validate, CONFIG, 0, tmp_path)
+        return best, trainable_state(model)["layer.weight"]
+
+    save, constant = training._save_checkpoint, np.zeros(64)
+
+    def die_at_step_8(accelerator, checkpoint):
+        if len(evaluated) == 2:
+            raise KeyboardInterrupt
+        save(accelerator, checkpoint)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_save_checkpoint", die_at_step_8)
+        with pytest.raises(KeyboardInterrupt):
+            tune([constant, y])
+    best, weight = tune([-y, -y, -y])
+    assert best == 0.5 and torch.equal(weight, evaluated[0]) and not torch.equal(weight, evaluated[1])
+    assert [f.name for f in tmp_path.glob("best-*")] == ["best-4.safetensors"]
+
+
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(problem, tmp_path, monkeypatch):
     whole, _, log = run(problem, tmp_path / "whole")
     saved = []

@@ -116,6 +116,16 @@ def test_each_intervention_changes_what_it_says(explorer, case):
     assert (np.array(alone[1:]) != alone[0]).all()
 
 
+def test_of_two_films_of_one_title_each_is_left_out(explorer, case, monkeypatch):
+    named_alike = ["", *["Twins (1988)"] * explorer.dataset.n_items]
+    monkeypatch.setitem(vars(explorer.dataset), "titles", named_alike)
+    case = dataclasses.replace(case, history=(4, 5))
+    changed = interventions(explorer, case, 2, 5)
+    assert [changed[f"without Twins (1988), title {n}"].history for n in (1, 2)] == [(5,), (4,)]
+    with pytest.raises(SellarecError, match=r"such as Twins \(1988\) \(item 1\).* or by its number"):
+        explorer.find_case(1, "Twins (1988)")
+
+
 def test_ids_that_do_not_exist_are_explained(explorer):
     with pytest.raises(SellarecError, match="user 999 is not in"):
         explorer.case(999, 1, ())

@@ -14,7 +14,7 @@ st.title("Alignment map")
 needs(work, "sella_collab")
 
 
-@st.cache_data(show_spinner=False, hash_funcs=KEYS)
+@st.cache_resource(show_spinner=False, hash_funcs=KEYS, max_entries=2)
 def clouds_of(work: Workspace) -> alignment.Clouds:
     return alignment.after_stage_2(work, most=work.dataset.n_items)
 

@@ -1,7 +1,9 @@
 """The rows on which two systems differ most: where errors are found."""
 
+from urllib.parse import urlencode
+
 import streamlit as st
-from shared import centred_log_odds, current_work, done_systems, label_of, needs, scored_rows
+from shared import CHOSEN, centred_log_odds, current_work, done_systems, label_of, needs, scored_rows
 
 work = current_work()
 st.title("Disagreements")
@@ -24,7 +26,9 @@ if right != "either":
     rows = rows[((rows["difference"] > 0) == (rows["label"] == 1)) == (right == "right")]
 rows = rows.reindex(rows["difference"].abs().sort_values(ascending=False).index).head(200)
 shown = rows[["user", "title", "label", "warm", first, second, "difference"]]
-shown = shown.assign(open=[f"user_item?user={u}&item={i}" for u, i in rows[["user", "item"]].to_numpy()])
+chosen = {name: st.query_params[name] for name in CHOSEN if name in st.query_params}
+links = [urlencode(chosen | {"user": u, "item": i}) for u, i in rows[["user", "item"]].to_numpy()]
+shown = shown.assign(open=[f"user_item?{link}" for link in links])
 st.dataframe(
     shown,
     hide_index=True,

@@ -17,7 +17,9 @@ st.write(
     "Attention describes where the model looks; it does not explain the answer. Leaving a part out tests whether the "
     "answer depends on it."
 )
-effects = effects_of(work, case).rename(index=lambda change: textwrap.shorten(change, 42, placeholder=" …"))
+effects = effects_of(work, case)
+shorter = effects.index.map(lambda change: textwrap.shorten(change, 42, placeholder=" …"))
+effects = effects.set_axis(shorter) if shorter.is_unique else effects
 show(figures.effects_figure(effects, "delta", "What the answer depends on", "each part left out or swapped, alone"))
 
 attention = attention_of(work, case)

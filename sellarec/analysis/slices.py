@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from sellarec.evaluation import UserBootstrap, user_aucs
+from sellarec.evaluation import UserBootstrap, slice_masks, user_aucs
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import find_system
 
@@ -25,16 +25,9 @@ def warm_masks(work: Workspace) -> dict[str, np.ndarray]:
 
     "warm" is the paper's: user and item occur in the training part. "warm, more than 3" is CoLLM's stricter one.
     """
-    seen_user, seen_item = (seen_in_training(work, c) for c in ("user", "item"))
-    warm = (seen_user > 0) & (seen_item > 0)
-    strict = (seen_user > STRICT_WARM) & (seen_item > STRICT_WARM)
-    return {
-        "all": np.ones(len(warm), dtype=bool),
-        "warm": warm,
-        "cold": ~warm,
-        f"warm, more than {STRICT_WARM}": strict,
-        f"not more than {STRICT_WARM}": ~strict,
-    }
+    strict = np.logical_and(*(seen_in_training(work, c) > STRICT_WARM for c in ("user", "item")))
+    both = {f"warm, more than {STRICT_WARM}": strict, f"not more than {STRICT_WARM}": ~strict}
+    return slice_masks(work.part("test")) | both
 
 
 def seen_masks(work: Workspace, column: str) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sellarec.data.dataset import sample_users
+from sellarec.distributed import agreed, is_main, wait
 from sellarec.evaluation import UserBootstrap
 from sellarec.prompts import ITEM, USER
 from sellarec.runs import Run
@@ -54,16 +55,23 @@ def step0_table(work: Workspace) -> pd.DataFrame:
 def _score(work: Workspace, run: Run) -> None:
     test = work.part("test")
     rows = sample_users(test[test["warm"]], work.config.analysis.step0_rows, seed=0).index.to_numpy()
-    lm, scores = work.tuned_model, {}
+    lm, scores, model = work.tuned_model, {}, None
     for number, (name, changes) in enumerate(CONDITIONS.items()):
         variant = work.variant(changes)
         for draw in range(DRAWS if variant.config.stage3.projection == "random" else 1):
-            soft = new_soft_tokens(variant, lm, draw).show((USER, ITEM), ()).eval()
-            kept = run.scratch(f"{number}-{draw}")
-            kept.mkdir(exist_ok=True)
-            model = HybridModel(lm, soft, variant, rows)
             label = f"{name}, draw {draw + 1}" if draw else name
-            scores[label] = model.score(label=f"step 0, {label}", resume=kept / "partial.npy")
+            kept = run.scratch(f"{number}-{draw}")
+            if not agreed((kept / "done.npy").exists()):
+                soft = new_soft_tokens(variant, lm, draw).show((USER, ITEM), ()).eval()
+                model = model or HybridModel(lm, soft, variant, rows)
+                model.soft = soft
+                kept.mkdir(exist_ok=True)
+                found = model.score(label=f"step 0, {label}", resume=kept / "partial.npy")
+                if is_main():
+                    np.save(kept / "part.npy", found)
+                    (kept / "part.npy").rename(kept / "done.npy")
+                wait()
+            scores[label] = np.load(kept / "done.npy")
     run.save_table("step0", pd.DataFrame({"row": rows.astype(np.int64), **scores}))
 
 

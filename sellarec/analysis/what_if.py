@@ -266,8 +266,9 @@ def interventions(explorer: Explorer, case: Case, swap_user: int, swap_item: int
     listed = min(len(case.history), explorer.work.config.prompt.history)
     # earlier likes would take the place of a title that is left out
     case = dataclasses.replace(case, history=case.history[len(case.history) - listed :])
-    titles = explorer.dataset.titles
-    out = {f"without {titles[item]}": case.without_title(n) for n, item in enumerate(case.history)}
+    names = [explorer.dataset.titles[item] for item in case.history]
+    names = [name if names.count(name) == 1 else f"{name}, title {n}" for n, name in enumerate(names, start=1)]
+    out = {f"without {name}": case.without_title(n) for n, name in enumerate(names)}
     out |= {f"without {token}": case.without_token(token) for token in case.tokens}
     of_user, of_item = explorer.counts("user", swap_user), explorer.counts("item", swap_item)
     if USER in case.tokens:

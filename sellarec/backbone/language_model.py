@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -124,7 +125,7 @@ class LanguageModel:
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
-    @property
+    @cached_property
     def _adds_bos(self) -> bool:
         ids = self.tokenizer("a")["input_ids"]
         return self.tokenizer.bos_token_id is not None and ids[0] == self.tokenizer.bos_token_id

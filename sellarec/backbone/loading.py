@@ -59,6 +59,7 @@ def choose_placement(dtype: str = "auto") -> Placement:
     Raises:
         SellarecError: an unknown dtype, or one that this machine cannot work with.
     """
+    check_dtype(dtype)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == NF4:
         if device.type == "cpu":
@@ -66,8 +67,6 @@ def choose_placement(dtype: str = "auto") -> Placement:
         auto = choose_placement()
         return Placement(device, auto.dtype, f"4-bit weights as asked, products in {auto.reason}", nf4=True)
     if dtype != "auto":
-        if dtype not in DTYPES:
-            raise SellarecError(f"dtype '{dtype}' is not known. Valid: auto, {', '.join(DTYPES)}, {NF4}.")
         return Placement(device, DTYPES[dtype], f"{dtype} on {device.type}, as asked")
     if device.type == "cuda":
         return Placement(device, torch.bfloat16, "bfloat16 on cuda: a GPU is there")
@@ -75,6 +74,11 @@ def choose_placement(dtype: str = "auto") -> Placement:
         if there:
             return Placement(device, torch.bfloat16, f"bfloat16 on cpu: it has {feature}")
     return Placement(device, torch.float32, "float32 on cpu: no bfloat16 instructions")
+
+
+def check_dtype(dtype: str) -> None:
+    if dtype not in ("auto", NF4, *DTYPES):
+        raise SellarecError(f"dtype '{dtype}' is not known. Valid: auto, {', '.join(DTYPES)}, {NF4}.")
 
 
 def cpu_features() -> dict[str, bool]:

@@ -7,6 +7,7 @@ scores of stage 1, for every epoch of stage 3 and for every variant of it; with 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -33,6 +34,9 @@ SHARE_OF_DISK = 0.75
 """Of the space that is free or taken by kept prefixes, at most so much is used."""
 
 GIB = 2**30
+
+ABOUT_FILES = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+"""What a model's settings say of where it came from, and not of what it computes."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,17 @@ def _groups(prefixes: Sequence[Prefix], token_budget: int) -> Iterator[list[int]
         yield group
 
 
+def room(folder: Path) -> float:
+    """Bytes that kept prefixes may take in a folder, which need not be there yet."""
+    place = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    taken = sum(s.st_size for s in _files(folder).values())
+    return (shutil.disk_usage(place).free + taken) * SHARE_OF_DISK
+
+
+def _files(folder: Path) -> dict[Path, os.stat_result]:
+    return {f: f.stat() for f in folder.glob("*") if f.suffix in (".bin", ".part")}
+
+
 def _reserve(part: Path, needed: int, gib: float) -> bool:
     """Make the file that will be written, with its space taken on the disk; False if there is no room for it.
 
@@ -168,9 +183,8 @@ def _reserve(part: Path, needed: int, gib: float) -> bool:
         return True
     _remove(part)
     with FileLock(folder / "room.lock"):
-        files = {f: f.stat() for f in folder.iterdir() if f.suffix in (".bin", ".part")}
-        taken = sum(s.st_size for s in files.values())
-        allowed = min(gib * GIB, (shutil.disk_usage(folder).free + taken) * SHARE_OF_DISK)
+        files = _files(folder)
+        taken, allowed = sum(s.st_size for s in files.values()), min(gib * GIB, room(folder))
         if needed > allowed:
             return False
         for file in sorted(files, key=lambda f: files[f].st_mtime):
@@ -213,8 +227,11 @@ def _shape(lm: LanguageModel) -> tuple[int, ...] | None:
 
 
 def _digest(lm: LanguageModel, prefixes: Sequence[Prefix], token_budget: int) -> str:
-    """Names all that decides the bytes: the weights themselves, the list, and how it is grouped."""
+    """Names all that decides the bytes: the weights themselves, what the model does with them, the list, and how it is
+    grouped."""
+    settings = {k: v for k, v in lm.model.config.to_dict().items() if k not in ABOUT_FILES}
     digest = hashlib.sha256(f"{lm.embedding.weight.dtype} {token_budget}".encode())
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, weight in sorted(lm.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())

@@ -42,13 +42,3 @@ def fine_grained_similarity(left: Tensor, right: Tensor, spaces: int) -> Tensor:
     """
     left, right = (normalize(t.unflatten(1, (spaces, -1)), dim=2) for t in (left, right))
     return torch.einsum("nsd,mtd->nmst", left, right).amax(dim=3).sum(dim=2)
-
-
-def alignment_loss_as_printed(projected: Tensor, semantic: Tensor, temperature: float) -> Tensor:
-    """Eq. 8 to the letter: mean over i of −exp(cos_ii/tau) / sum_j exp(cos_jj/tau).
-
-    The ratios sum to one, so the mean is −1/n whatever the vectors: a constant without gradient. Kept because a test
-    shows with it why `info_nce` is the default.
-    """
-    ratio = torch.softmax((normalize(projected, dim=1) * normalize(semantic, dim=1)).sum(dim=1) / temperature, dim=0)
-    return -ratio.mean()

@@ -216,9 +216,9 @@ def _run(con: duckdb.DuckDBPyConnection, query: str, label: str) -> None:
 
 
 def _explained(error: duckdb.Error, folder: Path) -> str:
-    text = str(error).splitlines()[0]
+    text = " ".join(line.strip()[:200] for line in str(error).splitlines()[:3])
     if "GZIP" in text.upper():
         return f"{text}. The download broke off; get the file again from {PAGE}."
-    if "space" in text.lower():
+    if "no space left" in text.lower() or "max_temp_directory_size" in text:
         return f"The disk is full ({text}). About 6 GB are needed in the cache folder, beside the files themselves."
     return f"{folder} cannot be read: {text}"

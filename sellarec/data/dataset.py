@@ -148,8 +148,10 @@ class Dataset:
         if len(found) == 1:
             return found[0]
         if found:
-            some = ", ".join(self.titles[i] for i in found[:5])
-            raise SellarecError(f"{len(found)} titles contain '{text}', such as {some}. Name one of them in full.")
+            some = ", ".join(f"{self.titles[i]} (item {i})" for i in found[:5])
+            raise SellarecError(
+                f"{len(found)} titles contain '{text}', such as {some}. Name one of them in full, or by its number."
+            )
         raise SellarecError(f"no title of {self.name} contains '{text}'. {nearest(text, self.titles[1:])}")
 
     @cached_property

