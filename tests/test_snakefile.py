@@ -34,6 +34,9 @@ def test_a_failed_job_leaves_the_other_standing_and_is_tried_again(snakemake, tm
     assert status == 0, said
     assert "test all" in (results / "mf-0.txt").read_text()
     assert snakemake("systems=counting,mf", "seeds=0")[1].count("Nothing to be done") == 1
+    shutil.rmtree(tmp_path / "runs" / "planted" / "no-llm" / "mf")
+    status, said = snakemake("systems=counting,mf", "seeds=0")
+    assert status == 0 and said.count("system=mf") == 1 and "system=counting" not in said
 
 
 def test_tables_seeds_and_needs_become_jobs_and_an_unknown_system_is_refused(snakemake):
