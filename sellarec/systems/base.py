@@ -65,7 +65,7 @@ class Workspace:
         >>> work.run("sella").metrics["test"]["all"]["auc"]
     """
 
-    def __init__(self, config: Config, root: Path = Path("runs"), *, computes: bool = True) -> None:
+    def __init__(self, config: Config, root: str | Path = "runs", *, computes: bool = True) -> None:
         """
         Args:
             root: The run store.
