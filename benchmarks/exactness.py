@@ -69,7 +69,9 @@ class Options:
 def exact_model(work: Workspace, system: str) -> LanguageModel:
     """The backbone in float32, with the adapter of the runs except for zero-shot."""
     lm = open_language_model(work.config.backbone, "float32")
-    return lm if system == "zero_shot" else merge_lora(lm, work.with_weights("tallrec").weights("adapter"))
+    if system == "zero_shot" or not work.config.lora.rank:
+        return lm
+    return merge_lora(lm, work.with_weights("tallrec").weights("adapter"))
 
 
 def exact_rows(
@@ -79,7 +81,7 @@ def exact_rows(
     if system in TEXT_ONLY:
         return prompts_of(work, lm, rows), None
     soft = load_soft_tokens(work, work.run(system))
-    inputs = row_inputs(work, rows)
+    inputs = [t.to(lm.placement.device) for t in row_inputs(work, rows)]
     return prompts_of(work, lm, rows, soft.tokens), lambda at: soft(*(t[at] for t in inputs))
 
 

@@ -309,11 +309,11 @@ def _parse(command: type, argv: list[str], prog: str, **fixed: Any) -> Any:
 
 
 def _option(argv: list[str], name: str, default: str) -> str:
-    for n, word in enumerate(argv):
+    for n, word in enumerate(argv):  # the last one holds, as for every option
         if word == f"--{name}" and n + 1 < len(argv):
-            return argv[n + 1]
+            default = argv[n + 1]
         if word.startswith(f"--{name}="):
-            return word.split("=", 1)[1]
+            default = word.split("=", 1)[1]
     return default
 
 

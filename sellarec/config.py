@@ -16,7 +16,7 @@ from sellarec.collab.fit import CollabConfig, FitConfig
 from sellarec.collab.mlp import MLPConfig
 from sellarec.data import sources
 from sellarec.data.open import DataConfig
-from sellarec.errors import SellarecError, at_least, nearest
+from sellarec.errors import SellarecError, above_zero, at_least, below_one, nearest
 from sellarec.profiles import PROFILES, profile_on
 from sellarec.prompts import PromptConfig
 from sellarec.training import TrainConfig
@@ -45,6 +45,9 @@ class AnalysisConfig:
     """Test rows, drawn at random, over which attention and the effects of interventions are averaged."""
     step0_rows: int = 1500
     """Warm test rows, of whole users, that are scored before stage 3 has learnt anything."""
+
+    def __post_init__(self) -> None:
+        at_least(self, attention_rows=1, step0_rows=1)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,10 @@ class LightGCNConfig(BaselineConfig):
     layers: int = 2
     """How often neighbours are averaged."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, layers=0)
+
 
 @dataclass(frozen=True)
 class SASRecConfig(BaselineConfig):
@@ -130,6 +137,7 @@ class SASRecConfig(BaselineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, history=1, blocks=1, heads=1)
+        below_one(self, "dropout")
         if self.dim % self.heads:
             raise SellarecError(f"sasrec.dim is {self.dim}; it must be a multiple of sasrec.heads, {self.heads}.")
 
@@ -148,6 +156,7 @@ class DINConfig(BaselineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, history=1, batch=2)  # batch normalisation needs two rows
+        below_one(self, "dropout")
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,8 @@ class CTRLConfig:
     """Adam's step size."""
 
     def __post_init__(self) -> None:
-        at_least(self, width=1, spaces=1, epochs=1, batch=1)
+        at_least(self, width=1, spaces=1, epochs=1, batch=2)  # batch normalisation needs two rows
+        above_zero(self, "temperature", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -224,6 +234,9 @@ class Config:
     binllm: BinLLMConfig = field(default_factory=BinLLMConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+
+    def __post_init__(self) -> None:
+        at_least(self, seed=0, prefix_gib=0)
 
 
 def make_config(profile: str = "quick", dataset: str = "ml-100k", **changes: Any) -> Config:

@@ -6,6 +6,7 @@ Nothing here knows where scores came from. A metric that is undefined is nan, ne
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -134,6 +135,11 @@ class UserBootstrap:
         self.users = n
         draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
         self._weights = draws.astype(np.float32)  # (resamples, users)
+
+    @cached_property
+    def judged(self) -> dict[str, int]:
+        """How many users each metric rests on: UAUC on those with likes and dislikes."""
+        return {"auc": self.users, "uauc": len(user_aucs(self.user, self.label, np.zeros(len(self.label))))}
 
     def auc(self, score: np.ndarray) -> np.ndarray:
         """The pooled AUC of every resample, shape (resamples,); nan where a class is missing."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sellarec.data.dataset import Dataset, natural_title, shrunk_rate
+from sellarec.errors import at_least
 
 USER, ITEM, WARM = "<User_ID>", "<Item_ID>", "<Warm_ID>"
 SOFT_TOKENS = (USER, ITEM, WARM)
@@ -34,6 +35,9 @@ class PromptConfig:
     """Ours: where both of these are said, say what they let one expect: the counting baseline's answer, in percent."""
     natural_titles: bool = True
     """Ours: "The Matrix (1999)" instead of "Matrix, The (1999)"."""
+
+    def __post_init__(self) -> None:
+        at_least(self, history=0)
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,8 @@ def _with_rows(work: Workspace, published: Run) -> pd.DataFrame:
         raise SellarecError(f"{published.folder / SCORES} holds no scores: {error}") from error
     if score.shape != (len(rows),):
         raise SellarecError(f"{published.folder}: {len(score):,} scores for {len(rows):,} rows of your data.")
-    if score.dtype != np.float32 or not np.isfinite(score).all():
-        raise SellarecError(f"{published.folder / SCORES}: not all of its scores are finite float32 numbers.")
+    if score.dtype not in (np.float32, np.float64) or not np.isfinite(score).all():
+        raise SellarecError(f"{published.folder / SCORES}: not all of its scores are finite numbers.")
     rows = rows.assign(score=score)
     for split, part in parts.items():
         _check_metrics(published, split, metrics(part, rows.loc[part.index, "score"].to_numpy()))

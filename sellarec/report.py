@@ -105,6 +105,9 @@ def make_report(
         "output": str(folder),
     }
     notebooks = sorted(notebooks_folder().glob("[0-9]*.ipynb"))
+    if work.config.evaluation.raw_yes:
+        print("== without 15_attention.ipynb: what-ifs are told in log-odds, not in raw logits of Yes", flush=True)
+        notebooks = [n for n in notebooks if n.stem != "15_attention"]
     kept = _executed_before(folder)
     for notebook in notebooks:
         target = folder / "notebooks" / notebook.name

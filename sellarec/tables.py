@@ -152,7 +152,8 @@ def differences(
         for metric in ("auc", "uauc"):
             interval = bootstrap.interval(metric, score, other)
             line |= interval.columns(metric)
-            line[f"{metric}_verdict"] = verdict(interval) if bootstrap.users >= FEWEST_USERS else "too few users"
+            enough = bootstrap.judged[metric] >= FEWEST_USERS
+            line[f"{metric}_verdict"] = verdict(interval) if enough else "too few users"
         lines.append(line)
     table = pd.DataFrame(lines).set_index("against")
     table.attrs |= attrs

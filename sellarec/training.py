@@ -55,7 +55,7 @@ class TrainConfig:
     """AdamW's decoupled weight decay."""
     evaluations: int = 2
     """How often validation AUC is measured, evenly spaced; the best checkpoint is kept."""
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = field(default=60.0, metadata={"idle": True})
     """Seconds of work that a killed run loses at most."""
 
     def __post_init__(self) -> None:

@@ -333,8 +333,8 @@ def test_unknown_backbones_dtypes_and_targets_say_what_is_valid(any_backbone, tm
         open_language_model("missing.gguf")
     with pytest.raises(SellarecError, match="Valid: auto, float32, bfloat16"):
         choose_placement("fp8")
-    with pytest.raises(SellarecError, match=r"lora.targets 'nowhere'"):
-        add_lora(open_language_model(str(any_backbone), "float32"), LoraSettings(targets="nowhere"), 0)
+    with pytest.raises(SellarecError, match=r"this backbone has no linear 'v_porj'\. Did you mean 'v_proj'"):
+        add_lora(open_language_model(str(any_backbone), "float32"), LoraSettings(targets="q_proj, v_porj"), 0)
 
 
 def test_the_chosen_number_format_comes_with_its_reason():

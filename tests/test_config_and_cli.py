@@ -98,6 +98,12 @@ def test_doctor_says_what_is_chosen_and_what_is_missing(capsys):
         (["run", "mf", "--seeds", "3"], "--seeds is of a table"),
         (["run", "table3", "--seeds", "0"], "at least 1"),
         (["run", "mf", "--mf.epochs", "0"], "epochs is 0; it must be at least 1"),
+        (["run", "mf", "--prompt.history", "-1"], "history is -1; it must be at least 0"),
+        (["run", "mf", "--seed", "-1"], "seed is -1; it must be at least 0"),
+        (["run", "mf", "--lora.dropout", "-1"], "dropout is -1.0; it must be at least 0 and below 1"),
+        (["run", "mf", "--stage2.temperature", "0"], "temperature is 0.0; it must be above 0"),
+        (["run", "mf", "--stage2.without-contrast", "1.5"], "without_contrast is 1.5; it must be"),
+        (["run", "mf", "--ctrl.batch", "1"], "batch is 1; it must be at least 2"),
         (["fetch", "ml1m"], "Did you mean 'ml-1m'"),
         (["profile", "ful"], "Did you mean 'full'"),
         (["profile", "quick", "--dataset", "ml1m"], "Did you mean 'ml-1m'"),
@@ -107,6 +113,12 @@ def test_bad_words_end_with_one_clear_line(words, message):
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
     assert message in str(stop.value.code) and str(stop.value.code).startswith("sellarec: ")
+
+
+def test_of_a_repeated_profile_the_last_one_holds():
+    words = ["mf", "--profile", "smoke", "--profile=full", "--dataset", "ml-100k", "--dataset", "ml-1m"]
+    options = cli._parse(cli.RunCommand, words, "sellarec run", system="mf")
+    assert options.profile == "full" and options.config == make_config("full", "ml-1m")
 
 
 def test_an_unknown_option_gets_the_nearest_one(capsys):

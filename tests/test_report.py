@@ -60,13 +60,13 @@ def test_the_report_has_a_page_per_notebook_and_every_link_leads_somewhere(made)
 
 def test_the_entry_page_says_what_was_scored_how_it_came_out_and_where_from(made):
     text = (made / "index.html").read_text()
-    assert "stage 1 on 32 and stage 3 on 32 of" in text and "scored on whole users with" in text
+    assert "stages 1, 2 and 3 on 32, 269 and 32 of 301 training rows" in text and "scored on whole users with" in text
     headings = re.findall(r"<h2>(.+?)</h2>", text)
     told = [heading for heading, _, figure, _ in report.STORY if (made / "figures" / f"{figure}.json").is_file()]
     assert len(told) == len(report.STORY) and [h for h in headings if h in told] == told
     assert text.count("Plotly.newPlot") == len(told)
     claims = re.findall(r"<tr><td>(.+?)</td><td>(.+?)</td><td class=.+?>(.+?)</td><td>(.+?)</td></tr>", text)
-    assert claims[0][:2] == ("SeLLa-Rec beats every baseline", "Table 3")
+    assert claims[0][:2] == ("SeLLa-Rec beats every baseline of the paper", "Table 3")
     assert {v for _, _, v, _ in claims} <= {"holds", "does not hold", "undecided"}
     assert all(re.search(r"[+−-]\d\.\d{4} \[", evidence) for *_, evidence in claims)
     for name in OVERALL:
@@ -180,6 +180,15 @@ def test_what_a_failed_report_has_written_over_is_executed_again(made, planted_t
     assert again() == names
 
 
+def test_what_ifs_are_left_out_where_scores_are_no_log_odds(planted_table, llama, tmp_path, monkeypatch):
+    executed = []
+    monkeypatch.setattr(report, "execute_notebook", lambda notebook, *_: executed.append(notebook.stem))
+    monkeypatch.setattr(report, "write_pages", lambda *_: None)
+    settings = SMALL | {"evaluation.raw_yes": True}
+    report.make_report(str(planted_table), str(llama), "smoke", 0, settings, tmp_path / "runs", tmp_path / "reports")
+    assert executed == [n.stem for n in NOTEBOOKS if n.stem != "15_attention"]
+
+
 def test_an_unknown_notebook_parameter_is_an_error(tmp_path):
     with pytest.raises(SellarecError, match=r"00_data.ipynb has no parameter 'sead'. Did you mean 'seed'"):
         report.execute_notebook(NOTEBOOKS[0], tmp_path / "out.ipynb", {"sead": 1})
@@ -269,6 +278,15 @@ def test_the_history_figure_counts_rows_and_marks_what_prompts_show():
     share = dict(zip(figure.data[0].x, figure.data[0].y, strict=True))
     assert (share[0], share[1], share[2], share[5], share[6]) == (1.0, 0.75, 0.5, 0.5, 0.0)
     assert figure.layout.shapes[0].x0 == 3 and figure.layout.annotations[0].text == "3 shown in a prompt"
+
+
+def test_the_training_figure_counts_on_over_phases_and_stands_without_any_training():
+    log = pd.DataFrame(
+        {"step": [1, 2, 2, 1, 2, 2], "loss": [1, 1, None, 1, 1, None], "valid_auc": [None, None, 0.6] * 2}
+    )
+    figure = figures.training_figure(log, "t")
+    assert [list(trace.x) for trace in figure.data] == [[1, 2, 3, 4], [2, 4]]
+    assert "nothing was trained" in figures.training_figure(pd.DataFrame(), "t").layout.title.text
 
 
 def test_the_training_figure_holds_every_validation_point_inside_its_axis():

@@ -34,7 +34,7 @@ def test_every_system_scores_the_same_rows_in_the_unit_interval(small_workspace,
     expected = pd.concat([small_workspace.part("valid"), small_workspace.part("test")])
     scores = run.scores
     assert scores["row"].tolist() == expected.index.tolist()
-    assert scores["score"].dtype == np.float32 and scores["score"].between(0, 1).all()
+    assert scores["score"].dtype.kind == "f" and scores["score"].between(0, 1).all()
     test = scores[scores["split"] == "test"]
     assert run.metrics["test"]["all"]["auc"] == pytest.approx(auc(test["label"], test["score"]))
 
@@ -198,6 +198,9 @@ def test_facts_are_genres_less_their_mean_and_the_standardized_year(small_worksp
     assert facts.shape == (data.n_items + 1, len(names) + 1) and not facts[0].any()
     np.testing.assert_allclose(facts[1:, :-1], genres[names] - genres[names].mean(), atol=1e-6)
     np.testing.assert_allclose([facts[1:, -1].mean(), facts[1:, -1].std(ddof=1)], [0, 1], atol=1e-5)
+    some = data.catalogue.assign(genres=["", *data.catalogue["genres"][1:]])
+    partly = item_facts(dataclasses.replace(data, catalogue=some))
+    assert not partly[1, :-1].any() and partly[2:, :-1].any(dim=1).all()
     nothing = data.catalogue.assign(genres="", year=np.nan)
     bare = item_facts(dataclasses.replace(data, catalogue=nothing))
     assert bare.shape == (data.n_items + 1, 1) and not bare.any()
@@ -288,6 +291,7 @@ def test_raw_logits_keep_their_order_far_from_zero_and_whoever_is_asked_beside_t
     assert (np.diff(found) > 0).all() and found[[0, 1, 4]].tolist() == [0.25, 0.5, 0.75]
     assert probabilities(logits[:1], raw_yes=True) == found[:1]
     assert probabilities(logits, raw_yes=False) == pytest.approx(sigmoid(logits))
+    assert (np.diff(sigmoid(np.array([16, 17, 18, 30], dtype=np.float32))) > 0).all()  # in float32, three of them are 1
 
 
 def test_a_later_setting_leaves_the_keys_of_older_runs_alone(small_workspace):
@@ -295,6 +299,17 @@ def test_a_later_setting_leaves_the_keys_of_older_runs_alone(small_workspace):
     assert "without_contrast" not in usual["stage2"] and "domain" not in usual["data"]
     other = small_workspace.variant({"stage2.without_contrast": 0.25})._key(find_system("sella_collab")).settings
     assert other["stage2"] == {**usual["stage2"], "without_contrast": 0.25}
+
+
+def test_settings_that_change_no_result_change_no_key(small_workspace):
+    def key(name, **changes):
+        return small_workspace.variant({k.replace("__", "."): v for k, v in changes.items()})._key(find_system(name))
+
+    assert key("tallrec", stage1__checkpoint_seconds=5.0).digest == key("tallrec").digest
+    for idle in ({"stage3__records": False}, {"stage3__tokens": "warm"}, {"stage3__learning_rate": 0.5}):
+        assert key("person_prompt", **idle).digest == key("person_prompt").digest
+        assert key("sella", **idle).digest != key("sella").digest
+    assert key("person_prompt", stage3__vector_norm=0.5).digest != key("person_prompt").digest
 
 
 def test_items_of_an_own_table_are_called_what_they_are(planted_table):

@@ -1,16 +1,18 @@
 """Tables of runs: what they carry, and what they say of what is missing."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from sellarec.config import make_config
-from sellarec.evaluation import auc
+from sellarec.evaluation import UserBootstrap, auc
 from sellarec.figures import difference_figure
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL
 from sellarec.tables import (
     blend_table,
     difference_table,
+    differences,
     overall_table,
     pretty,
     provenance_table,
@@ -66,6 +68,13 @@ def test_a_blend_is_the_mean_of_two_rankings_against_the_one_alone(small_workspa
         both = auc(label, (mf.rank() + pd.Series(work.test_scores(system)).rank()).to_numpy())
         assert blends.loc[name, "auc"] == pytest.approx(both - auc(label, mf.to_numpy()))
     assert difference_figure(blends).layout.title.text.startswith("The mean of two rankings minus MF")
+
+
+def test_uauc_is_judged_by_the_users_that_it_rests_on():
+    user = np.repeat(np.arange(30), 2)
+    label = np.where(user < 2, np.tile([0, 1], 30), user % 2)  # two users have both a like and a dislike
+    found = differences(UserBootstrap(user, label), {"it": (label + 0.0, 1.0 - label)})
+    assert found["auc_verdict"].item() == "better" and found["uauc_verdict"].item() == "too few users"
 
 
 def test_a_difference_on_a_handful_of_users_decides_nothing(small_workspace, monkeypatch):

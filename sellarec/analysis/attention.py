@@ -27,13 +27,20 @@ def attention_by_layer(work: Workspace) -> pd.DataFrame:
     Returns:
         One line per layer (from 1) and segment: `layer`, `segment`, `share`, `low`, `high`.
     """
-    frame = pd.read_parquet(work.run_of(ATTENTION).folder / "attention.parquet")
+    frame = _with_absent(pd.read_parquet(work.run_of(ATTENTION).folder / "attention.parquet"))
     lines = []
     for (layer, segment), part in frame.groupby(["layer", "segment"], sort=False):
         interval = mean_interval(part["user"].to_numpy(), part["share"].to_numpy(), resamples=1000)
         lines.append({"layer": layer, "segment": segment, "share": interval.value})
         lines[-1] |= {"low": interval.low, "high": interval.high}
     return pd.DataFrame(lines)
+
+
+def _with_absent(frame: pd.DataFrame) -> pd.DataFrame:
+    """A line for each row, layer and segment: one that a prompt does not have, such as an empty history, gets 0."""
+    segments = frame["segment"].unique()
+    wide = frame.pivot(index=["row", "user", "layer"], columns="segment", values="share")[segments].fillna(0.0)
+    return wide.stack().rename("share").reset_index()
 
 
 def effects(work: Workspace) -> pd.DataFrame:
@@ -70,8 +77,6 @@ def case_effects(explorer: Explorer, case: Case, swap_user: int, swap_item: int)
 def _average(work: Workspace, run: Run) -> None:
     explorer = Explorer(work)
     rows = sample_rows(work.part("test"), work.config.analysis.attention_rows, seed=0)
-    random = np.random.default_rng(0)
-    known = work.dataset.part("train")
     attention, changes = [], []
     for row, user in track(rows["user"].items(), "attention and interventions", len(rows)):
         case = explorer.case_of_row(int(row))
@@ -80,11 +85,10 @@ def _average(work: Workspace, run: Run) -> None:
                 {"row": row, "user": user, "layer": n, "segment": segment, "share": share}
                 for n, share in enumerate(shares.tolist(), start=1)
             ]
-        other = known.iloc[random.integers(len(known))]
-        found = case_effects(explorer, case, int(other["user"]), int(other["item"]))
-        titles = {f"without {explorer.dataset.titles[i]}" for i in case.history}
-        for change, delta in found["delta"].iloc[1:].items():
-            kind = "without one title" if change in titles else change
+        found = case_effects(explorer, case, *explorer.strangers(case))
+        listed = min(len(case.history), work.config.prompt.history)  # their changes come first
+        for n, (change, delta) in enumerate(found["delta"].iloc[1:].items()):
+            kind = "without one title" if n < listed else change
             changes.append({"row": row, "user": user, "change": kind, "delta": delta})
         if case.history:
             unread = explorer.log_odds([dataclasses.replace(case, history=())]).astype(np.float64)[0]
@@ -110,5 +114,5 @@ ATTENTION = System(
     _average,
     needs=("sella",),
     uses_backbone=True,
-    version=2,
+    version=3,
 )

@@ -12,6 +12,7 @@ from sellarec.evaluation import FEWEST_USERS, Interval, UserBootstrap, mean_inte
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES, find_system
 from sellarec.systems.variants import ABLATIONS
+from sellarec.tables import PUBLISHED_ML_1M
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 
@@ -28,7 +29,14 @@ class Claim:
 
 def claims(work: Workspace) -> list[Claim]:
     """All claims that the runs in the store can be asked about, in the order of the paper."""
-    found = [_beats_all(work), *_tokens_help(work), *_tokens_help_warm_and_cold(work)]
+    paper = [n for n in TABLES["table3"] if n in PUBLISHED_ML_1M]
+    ours = [n for n in TABLES["table3"] if n not in PUBLISHED_ML_1M]
+    found = [
+        _beats(work, "SeLLa-Rec beats every baseline of the paper", "Table 3", paper),
+        _beats(work, "It beats what we set beside them", "ours", ours),
+        *_tokens_help(work),
+        *_improves_warm_and_cold(work),
+    ]
     found += [_part_is_worth_something(work, v.name) for v in ABLATIONS if work.is_done(v.name)]
     return [*found, _clouds_meet(work), _clouds_meet_unseen(work), _carries_over(work)]
 
@@ -64,16 +72,18 @@ def _gain(work: Workspace, other: str, mask: np.ndarray | None = None) -> Gain:
     return Gain(interval, bootstrap.users)
 
 
-def _beats_all(work: Workspace) -> Claim:
-    others = [n for n in TABLES["table3"] if n != "sella" and work.is_done(n)]
-    gains = {name: _gain(work, name) for name in others}
-    hardest = min(gains, key=lambda n: gains[n].interval.value)
+def _beats(work: Workspace, text: str, source: str, names: list[str]) -> Claim:
+    """That SeLLa-Rec is better than each of some systems; the evidence is of the hardest of those that decide it."""
+    others = [n for n in names if n != "sella"]
+    gains = {name: _gain(work, name) for name in others if work.is_done(name)}
     verdicts = [gain.verdict for gain in gains.values()]
-    all_there = len(others) == len(TABLES["table3"]) - 1
+    all_there = len(gains) == len(others)
     total = FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} and all_there else UNDECIDED
-    there = f"{len(others)}" if all_there else f"{len(others)} in the store, of {len(TABLES['table3']) - 1}"
+    deciding = [n for n in gains if gains[n].verdict == total] or list(gains)
+    hardest = min(deciding, key=lambda n: gains[n].interval.value)
+    there = f"{len(gains)}" if all_there else f"{len(gains)} in the store, of {len(others)}"
     evidence = f"better than {verdicts.count(HOLDS)} of {there}; hardest is {_label(hardest)}: {gains[hardest]}"
-    return Claim("SeLLa-Rec beats every baseline", "Table 3", total, evidence)
+    return Claim(text, source, total, evidence)
 
 
 def _tokens_help(work: Workspace) -> Iterator[Claim]:
@@ -84,14 +94,14 @@ def _tokens_help(work: Workspace) -> Iterator[Claim]:
         yield Claim("Soft tokens improve on text tuned on the same rows", "Table 3", gain.verdict, str(gain))
 
 
-def _tokens_help_warm_and_cold(work: Workspace) -> Iterator[Claim]:
+def _improves_warm_and_cold(work: Workspace) -> Iterator[Claim]:
     masks, rows = slices.warm_masks(work), work.part("test")
     for part in ("warm", "cold"):
         if rows[masks[part]]["label"].nunique() == 2:
             gain = _gain(work, "tallrec", masks[part])
             new = (slices.seen_in_training(work, "user")[masks[part]] == 0).mean()
             said = f"{gain}; {new:.0%} of the rows are of new users" if part == "cold" else str(gain)
-            yield Claim(f"It does so on {part} rows", "Fig. 5", gain.verdict, said)
+            yield Claim(f"Stage 3 improves on stage 1 on {part} rows", "Fig. 5", gain.verdict, said)
 
 
 def _part_is_worth_something(work: Workspace, variant: str) -> Claim:

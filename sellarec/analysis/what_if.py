@@ -262,7 +262,7 @@ class Explorer:
 
 def interventions(explorer: Explorer, case: Case, swap_user: int, swap_item: int) -> dict[str, Case]:
     """The changes whose effect on the log-odds is worth a look: each listed title and each soft token left out, and
-    the user and item tokens made of another user and item."""
+    the user and item tokens made of another user and item, in this order."""
     listed = min(len(case.history), explorer.work.config.prompt.history)
     # earlier likes would take the place of a title that is left out
     case = dataclasses.replace(case, history=case.history[len(case.history) - listed :])

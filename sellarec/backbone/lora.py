@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from sellarec.backbone.language_model import LanguageModel
 from sellarec.distributed import is_main
-from sellarec.errors import SellarecError
+from sellarec.errors import SellarecError, at_least, below_one, nearest
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -35,6 +36,10 @@ class LoraSettings:
     checkpointing: bool = False
     """Compute a layer's activations again in the backward pass instead of keeping them: less memory, a third slower."""
 
+    def __post_init__(self) -> None:
+        at_least(self, rank=0)
+        below_one(self, "dropout")
+
 
 def lora_config(settings: LoraSettings) -> LoraConfig:
     """The same settings as peft knows them."""
@@ -44,23 +49,37 @@ def lora_config(settings: LoraSettings) -> LoraConfig:
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=settings.targets if settings.targets == "all-linear" else settings.targets.split(","),
+        target_modules=settings.targets if settings.targets == "all-linear" else _names(settings),
         task_type="CAUSAL_LM",
     )
+
+
+def _names(settings: LoraSettings) -> list[str]:
+    return [name.strip() for name in settings.targets.split(",")]
+
+
+def _check_targets(lm: LanguageModel, settings: LoraSettings) -> None:
+    """peft itself takes what it finds, and says nothing of the rest."""
+    linear = [name for name, module in lm.model.named_modules() if isinstance(module, nn.Linear)]
+    for target in _names(settings) if settings.targets != "all-linear" else ():
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            last = dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear)
+            raise SellarecError(f"lora.targets: this backbone has no linear '{target}'. {nearest(target, last)}")
 
 
 def add_lora(lm: LanguageModel, settings: LoraSettings, seed: int) -> LanguageModel:
     """The language model with a fresh trainable adapter; the base weights stay frozen.
 
     The base is cast to the working dtype; adapter weights stay float32, so that small updates are not lost.
+
+    Raises:
+        SellarecError: the backbone has no linear module of a name in `settings.targets`.
     """
     from peft import get_peft_model
 
+    _check_targets(lm, settings)
     torch.manual_seed(seed)
-    try:
-        adapted = get_peft_model(lm.placement.cast(lm.model), lora_config(settings))
-    except ValueError as error:
-        raise SellarecError(f"lora.targets '{settings.targets}' does not fit this backbone: {error}") from error
+    adapted = get_peft_model(lm.placement.cast(lm.model), lora_config(settings))
     return _trainable(lm, adapted, settings.checkpointing)
 
 

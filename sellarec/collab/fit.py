@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from sellarec.data.dataset import Dataset
-from sellarec.errors import SellarecError, at_least
+from sellarec.errors import SellarecError, above_zero, at_least, below_one
 from sellarec.evaluation import auc, check_selectable
 from sellarec.progress import Progress
 
@@ -66,6 +66,11 @@ class CollabConfig(FitConfig):
     hold_out: bool = True
     """Ours: leave the rows on which stage 3 is trained out of stage 2. Vectors that have memorised a row's label teach
     stage 3 to trust them too much. Has no effect when stage 3 takes all rows (paper)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above_zero(self, "temperature")
+        below_one(self, "without_contrast")
 
 
 def user_and_item(rows: pd.DataFrame) -> tuple[Tensor, ...]:
@@ -133,9 +138,11 @@ def fit_collab(
                 loss.backward()
                 optimizer.step()
                 total += loss.item() * len(batch)
-            if not np.isfinite(total):
-                raise SellarecError(f"{label}: the loss became {total} in epoch {epoch}; lower its learning_rate.")
-            score = auc(valid_rows["label"].to_numpy(), predict(model, valid))
+            found = predict(model, valid)
+            if not np.isfinite(total) or not np.isfinite(found).all():
+                what = f"loss became {total}" if not np.isfinite(total) else "scores are not finite"
+                raise SellarecError(f"{label}: the {what} in epoch {epoch}; lower its learning_rate.")
+            score = auc(valid_rows["label"].to_numpy(), found)
             log({"epoch": epoch, "loss": total / len(labels), "valid_auc": score})
             progress.advance(1, f"valid AUC {max(best, score):.4f}")
             if score > best:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from sellarec.errors import SellarecError, at_least, nearest
+from sellarec.errors import SellarecError, at_least, below_one, nearest
 
 INPUTS = ("vectors", "semantic", "score", "records", "facts")
 
@@ -40,6 +40,7 @@ class MLPConfig:
 
     def __post_init__(self) -> None:
         at_least(self, hidden=1, epochs=1, batch=1)
+        below_one(self, "dropout")
         for name in self.inputs.split(","):
             if name not in INPUTS:
                 raise SellarecError(f"mlp.inputs '{self.inputs}': '{name}' is not known. {nearest(name, INPUTS)}")

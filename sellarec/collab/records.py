@@ -56,7 +56,8 @@ def item_facts(dataset: Dataset) -> Tensor:
     """
     genres = dataset.catalogue["genres"].str.get_dummies("|").drop(columns="", errors="ignore").astype(np.float32)
     genres = genres[genres.sum().sort_values(ascending=False, kind="stable").index[:GENRES]]
+    named = (dataset.catalogue["genres"] != "").to_numpy()[:, None]
     year = dataset.catalogue["year"].astype(np.float32)
     spread = year.std() if year.nunique() > 1 else 1.0
-    columns = np.column_stack([genres - genres.mean(), ((year - year.mean()) / spread).fillna(0)])
+    columns = np.column_stack([(genres - genres.mean()) * named, ((year - year.mean()) / spread).fillna(0)])
     return torch.from_numpy(np.vstack([np.zeros((1, columns.shape[1])), columns]).astype(np.float32))

@@ -182,6 +182,9 @@ def _bandwidth(values: np.ndarray) -> float:
 def training_figure(log: pd.DataFrame, title: str, x: str = "step", note: str = "") -> go.Figure:
     """Training loss (smoothed over 20 steps) and validation AUC of a run's log."""
     figure = make_subplots(specs=[[{"secondary_y": True}]])
+    if log.empty:
+        return titled(figure, f"{title}: nothing was trained", note)
+    log = log.assign(**{x: _counted_on(log[x])})
     if "loss" in log:
         loss = log.dropna(subset=["loss"])
         smooth = loss["loss"].rolling(20 if x == "step" else 1, min_periods=1).mean()
@@ -201,3 +204,8 @@ def training_figure(log: pd.DataFrame, title: str, x: str = "step", note: str = 
     auc_range = [min(0.45, valid["valid_auc"].min() - 0.02), max(0.85, valid["valid_auc"].max() + 0.02)]
     figure.update_yaxes(range=auc_range, secondary_y=True)
     return titled(figure, title, note)
+
+
+def _counted_on(steps: pd.Series) -> pd.Series:
+    """Steps of one phase after the other, counted through."""
+    return steps + steps.shift().where(steps.diff() < 0, 0).cumsum()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from sellarec.backbone.language_model import LanguageModel, open_language_model
 from sellarec.backbone.loading import choose_placement, identity
@@ -35,8 +36,9 @@ class System:
         name, label: For the command line and folders; for tables and figures.
         settings: The part of the configuration that decides this system's result. All else may change without a
             new run.
-        fit: Trains and writes what `score` needs into the run. Must go on from what an interrupted try left there.
-        score: Probabilities of a like, float32 in [0, 1], for dataset row ids (n,). None for steps without scores.
+        fit: Trains and writes what `score` needs into the run. What takes longer than minutes goes on from what an
+            interrupted try left there.
+        score: Probabilities of a like, in [0, 1], for dataset row ids (n,). None for steps without scores.
         needs: Systems whose runs this one grows from.
         uses_backbone: False keeps the language model out of the run's place and key.
         version: Raised when the same settings come to give another result; part of the key from 2 on.
@@ -175,7 +177,7 @@ class Workspace:
         return shlex.join(["sellarec", *words, *words_of(self.config), *store])
 
     def test_scores(self, name: str) -> np.ndarray:
-        """A system's probabilities of the scored test rows, in the order of `part("test")`, shape (n,), float32."""
+        """A system's probabilities of the scored test rows, in the order of `part("test")`, shape (n,)."""
         return self.run(name).scores.set_index("row")["score"].loc[self.part("test").index].to_numpy()
 
     def variant(self, changes: Mapping[str, Any]) -> Workspace:
@@ -280,7 +282,7 @@ class Workspace:
         parts = {split: self.part(split) for split in ("valid", "test")}
         rows = pd.concat(parts.values())
         score = system.score(self, run, rows.index.to_numpy())
-        rows = rows[["split", "user", "item", "label", "warm"]].assign(score=score.astype(np.float32))
+        rows = rows[["split", "user", "item", "label", "warm"]].assign(score=score)
         run.save_table("scores", rows.rename_axis("row").reset_index())
         by_split = {split: metrics(part, rows.loc[part.index, "score"].to_numpy()) for split, part in parts.items()}
         run.write_json("metrics", by_split)
@@ -293,24 +295,25 @@ def _find(name: str) -> System:
 
 
 def _as_dict(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as a key holds them. One that was added later is left out at its default: older runs keep their keys."""
+    """Settings as a key holds them. One that was added later is left out at its default, so that older runs keep their
+    keys; one that changes no result, `idle`, counts as its default."""
     return {k: _values(v) if dataclasses.is_dataclass(v) else v for k, v in settings.items()}
 
 
 def _values(settings: Any) -> dict[str, Any]:
-    late = {f.name: f.default for f in dataclasses.fields(settings) if f.metadata.get("late")}
-    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in late or v != late[k]}
+    late, idle = (
+        {f.name: f.default for f in dataclasses.fields(settings) if f.metadata.get(kind)} for kind in ("late", "idle")
+    )
+    return {k: v for k, v in (dataclasses.asdict(settings) | idle).items() if k not in late or v != late[k]}
 
 
 def probabilities(found: np.ndarray, raw_yes: bool) -> np.ndarray:
-    """What a language model's scores become, float32 in [0, 1]. The raw logit of Yes is no log-odds: only its order
-    means something, and it is mapped so slowly that float32 tells logits of 20 or 200 apart."""
-    if not raw_yes:
-        return sigmoid(found)
+    """What a language model's scores become, in [0, 1]. The raw logit of Yes is no log-odds: only its order means
+    something, and it is mapped so slowly that logits of 20 or 200 are told apart."""
     found = found.astype(np.float64)
-    return (0.5 + 0.5 * found / (20 + np.abs(found))).astype(np.float32)
+    return 0.5 + 0.5 * found / (20 + np.abs(found)) if raw_yes else sigmoid(found)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """Log-odds → probability, float32."""
-    return (1 / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)
+    """Log-odds → probability, float64: in float32 all log-odds above 17 would be 1."""
+    return expit(x.astype(np.float64))

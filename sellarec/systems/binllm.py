@@ -109,5 +109,5 @@ def _binary_settings(config: Config) -> dict:
     return {"binllm": dataclasses.replace(config.binllm, code="dotted")}  # how a code is written changes no code
 
 
-BINARY_MF = System("binary_mf", "Binary MF", _binary_settings, _fit_binary, _score_binary)
+BINARY_MF = System("binary_mf", "Binary MF", _binary_settings, _fit_binary, _score_binary, version=2)
 SYSTEM = System("binllm", "BinLLM", _settings, _fit, _score, needs=("tallrec", "binary_mf"), uses_backbone=True)

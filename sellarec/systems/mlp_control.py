@@ -85,6 +85,7 @@ def _settings(config: Config) -> dict:
     read = {name: getattr(config.stage3, name) for name in ("rows", "cold_users", "records", "facts")}
     if not any(read.get(name, True) for name in config.mlp.inputs.split(",")):
         raise SellarecError(f"mlp.inputs '{config.mlp.inputs}' leaves the MLP nothing to read: stage3 has none of it.")
+    # `shape` says again what `mlp` says: keys of earlier runs hold it
     return {"shape": shape, "mlp": config.mlp, "stage1_rows": config.stage1.rows, **read}
 
 

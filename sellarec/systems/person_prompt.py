@@ -7,11 +7,13 @@ users and items that training does not show read the mean of the trained vectors
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sellarec.config import Config
+from sellarec.config import Config, Stage3Config
 from sellarec.prompts import ITEM, USER
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace, probabilities
@@ -21,6 +23,12 @@ from sellarec.systems.rows import stage3_rows
 from sellarec.systems.sella import HybridModel, train_tokens
 
 LEARNING_RATE = 1e-2
+
+IDLE = (
+    *("learning_rate", "embedding_learning_rate", "projection_learning_rate"),
+    *("records", "facts", "fact_norm", "tokens", "projection", "order"),
+)
+"""Settings of stage 3 that change nothing here."""
 
 
 class FreeTokens(nn.Module):
@@ -81,7 +89,8 @@ def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
 
 
 def _settings(config: Config) -> dict:
-    return {"prompt": config.prompt, "stage1_rows": config.stage1.rows, "stage3": config.stage3, "rate": LEARNING_RATE}
+    stage3 = dataclasses.replace(config.stage3, **{name: getattr(Stage3Config(), name) for name in IDLE})
+    return {"prompt": config.prompt, "stage1_rows": config.stage1.rows, "stage3": stage3, "rate": LEARNING_RATE}
 
 
 SYSTEM = System(
