@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 import exactness  # noqa: E402
+import histories  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,15 @@ def test_the_script_for_a_gpu_is_sound_shell_and_knows_its_sizes():
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     refused = subprocess.run([script, "huge"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2 and "usage" in refused.stderr and not (REPOSITORY / "bench-huge").exists()
+
+
+def test_histories_are_taken_away_and_the_own_ones_give_the_runs_metrics(small_workspace):
+    for name in ("sasrec", "din"):
+        found, run = histories.compare(small_workspace, name), small_workspace.run(name)
+        for metric in ("auc", "uauc"):
+            assert found.loc["its own", metric.upper()] == pytest.approx(run.metrics["test"]["all"][metric], abs=1e-6)
+        assert found["AUC"].nunique() > 1
+    assert len(small_workspace.dataset.padded_histories(np.array([0]), 5)) == 1  # the workspace's own is as it was
 
 
 @pytest.mark.parametrize("system", ["tallrec", "sella", "no_warm_token"])

@@ -232,6 +232,7 @@ STUDIED = (
     ("quick", {}),
     ("quick", {"stage3.embedding_learning_rate": 1e-3, "stage3.projection_learning_rate": 1e-3}),
     *(("quick", {"mlp.start": start}) for start in range(1, 5)),
+    ("quick", {"sasrec.weight_decay": 1e-4}),
     ("quick-paper", {}),
 )
 """The settings behind docs/results.md: profiles, and changes to them."""

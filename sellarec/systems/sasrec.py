@@ -5,7 +5,7 @@ Deviations: embeddings start at a standard deviation of 0.1; layer norms have Py
 1e-8. As in CoLLM, padded places are zero but may be attended to.
 
 On MovieLens-1M these settings leave no attention: Adam's coupled weight decay of 1e-2 drives the blocks' weights to
-zero, and what is left ranks items, whatever the history (docs/results.md).
+zero, and what is left ranks items, whatever the history (benchmarks/histories.py, docs/results.md).
 """
 
 from __future__ import annotations
