@@ -33,7 +33,7 @@ def score_candidates(
         liked: What a new user likes, oldest first.
 
     Returns:
-        Shape (n,), float32.
+        Shape (n,).
 
     Raises:
         SellarecError: an id that the dataset does not have; a system without scores.
