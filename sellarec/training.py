@@ -198,7 +198,8 @@ def _resume(accelerator: Accelerator, position: _Position, checkpoint: Path) -> 
         return False
     plan = position.plan
     accelerator.load_state(str(checkpoint))
-    if position.plan != plan:
+    best = _best_file(checkpoint.parent, position.best_step)
+    if position.plan != plan or (position.best_step >= 0 and not best.exists()):
         raise SellarecError(
             f"{checkpoint.parent} holds a checkpoint of other rows or batches, from another version of this code. "
             "Remove it."

@@ -71,6 +71,9 @@ def test_a_checkpoint_of_other_batches_is_refused(problem, tmp_path):
     run(problem, tmp_path)
     with pytest.raises(SellarecError, match=r"checkpoint of other rows or batches.*Remove it"):
         run(problem, tmp_path, lengths=np.arange(64))
+    next(tmp_path.glob("best-*")).rename(tmp_path / "best.safetensors")  # as an earlier version named it
+    with pytest.raises(SellarecError, match="from another version of this code"):
+        run(problem, tmp_path)
 
 
 @pytest.mark.parametrize("rows", [9, 12])
