@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 
+from sellarec.data.open import open_dataset
 from sellarec.data.readers import read_ml_1m, read_ml_100k, read_table
 from sellarec.errors import SellarecError
 
@@ -138,3 +139,14 @@ def test_an_own_table_without_a_column_or_rows_or_content_is_refused(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(SellarecError, match="not readable as a table"):
         read_table(path)
+
+
+def test_an_own_table_that_was_written_anew_is_read_anew(planted_table, tmp_path):
+    path = tmp_path / "own.csv"
+    frame = pd.read_csv(planted_table)
+    frame.to_csv(path, index=False)
+    first = open_dataset(str(path))
+    assert open_dataset(str(path)) is first
+    frame.assign(rating=6 - frame["rating"]).to_csv(path, index=False)
+    path.touch()
+    assert open_dataset(str(path)).hash != first.hash
