@@ -13,6 +13,7 @@ from sellarec.collab.lightgcn import LightGCN
 from sellarec.collab.mf import MatrixFactorization
 from sellarec.collab.sasrec import SASRec
 from sellarec.data.open import open_dataset
+from sellarec.errors import SellarecError
 from sellarec.evaluation import auc
 from sellarec.systems.collaborative import with_history
 
@@ -144,6 +145,60 @@ def test_the_same_seed_gives_the_same_bytes(data, name):
 
     first, second = weights(), weights()
     assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("killed_before", [1, 5])
+def test_a_killed_training_ends_with_the_same_bytes(data, name, killed_before, tmp_path, monkeypatch, capsys):
+    """Dropout, the batch's other rows in Dice, Adam's moments and a second parameter group all have to go on."""
+    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", -1.0)
+    config = FitConfig(learning_rate=3e-2, epochs=60, batch=64, patience=6)
+
+    def weights(killed_before=None, checkpoint=None):
+        torch.manual_seed(3)
+        (model, inputs), beside, log, begun = MODELS[name](data), torch.nn.Linear(4, 1), [], []
+
+        def begin(epoch):
+            if epoch == killed_before:
+                raise KeyboardInterrupt
+            begun.append(epoch)
+
+        best = fit_collab(
+            model,
+            data,
+            config,
+            3,
+            inputs=inputs,
+            extra_loss=lambda *read: beside(torch.rand(8, 4)).square().mean(),
+            extra_groups=[{"params": beside.parameters(), "lr": 1e-2}],
+            each_epoch=begin,
+            checkpoint=checkpoint,
+            log=log.append,
+        )
+        return begun, {**model.state_dict(), **beside.state_dict(), "best": torch.tensor(best)}, log
+
+    _, whole, log = weights()
+    assert 5 < len(log) < 60  # patience ended it
+    file = tmp_path / "scratch-fit" / "checkpoint.pt"
+    with pytest.raises(KeyboardInterrupt):
+        weights(killed_before, file)
+    begun, resumed, log_again = weights(checkpoint=file)
+    assert begun[0] == killed_before and f"MF: going on from epoch {killed_before}" in capsys.readouterr().out
+    assert log_again == log and all(torch.equal(whole[k], resumed[k]) for k in whole)
+    assert weights(checkpoint=file)[0] == []  # done: nothing is trained again
+
+
+def test_a_checkpoint_of_another_model_and_a_torn_one_are_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", -1.0)
+    file = tmp_path / "checkpoint.pt"
+    one = FitConfig(epochs=1, batch=64)
+    fit_collab(MatrixFactorization(data.n_users, data.n_items, 4), data, one, 0, checkpoint=file)
+    other = MatrixFactorization(data.n_users, data.n_items, 8)
+    with pytest.raises(SellarecError, match=r"checkpoint\.pt is of another model.*Remove it"):
+        fit_collab(other, data, one, 0, checkpoint=file)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(SellarecError, match="Remove it"):
+        fit_collab(other, data, one, 0, checkpoint=file)
 
 
 def test_mf_and_lightgcn_rank_planted_taste_as_well_as_an_outside_factorisation(tmp_path):

@@ -1,10 +1,13 @@
-"""The training loop of the collaborative models: full passes with Adam, early stopping on validation AUC."""
+"""The training loop of the collaborative models: full passes with Adam, early stopping on validation AUC, resumable."""
 
 from __future__ import annotations
 
 import copy
+import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,12 +16,16 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from sellarec.data.dataset import Dataset
+from sellarec.distributed import is_main
 from sellarec.errors import SellarecError, above_zero, at_least, below_one
 from sellarec.evaluation import auc, check_selectable
 from sellarec.progress import Progress
 
 Log = Callable[[dict], None]
 Inputs = Callable[[pd.DataFrame], tuple[Tensor, ...]]
+
+CHECKPOINT_SECONDS = 30.0
+"""Seconds of work that a killed training loses at most, and one epoch."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ def fit_collab(
     extra_loss: Callable[..., Tensor] | None = None,
     extra_groups: Sequence[dict] = (),
     each_epoch: Callable[[int], None] = lambda epoch: None,
+    checkpoint: Path | None = None,
     log: Log = lambda entry: None,
     label: str = "MF",
 ) -> float:
@@ -102,13 +110,14 @@ def fit_collab(
         extra_groups: Parameter groups of the optimiser ("params", and "lr" if it differs) that are trained alongside,
             without weight decay.
         each_epoch: Called before each epoch with its number, from 0.
-        log: Called with one dict per epoch.
+        checkpoint: File from which a second call goes on, to the same bytes; the caller removes it. None keeps none.
+        log: Called when training is done, with one dict per epoch.
 
     Returns:
         The best validation AUC.
 
     Raises:
-        SellarecError: a loss is not finite, or all validation labels are the same.
+        SellarecError: a loss is not finite, all validation labels are the same, or the checkpoint is of another model.
     """
     train_rows = dataset.part("train") if train_rows is None else train_rows
     valid_rows = dataset.part("valid")
@@ -121,15 +130,19 @@ def fit_collab(
     groups = [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": config.weight_decay}]
     groups += [{"weight_decay": 0.0, **g, "params": list(g["params"])} for g in extra_groups]
     optimizer = torch.optim.Adam(groups, lr=config.learning_rate)
-    random = torch.Generator().manual_seed(seed)
-    best, best_epoch, best_state = -1.0, 0, []
-    trained = [model, *(p for g in groups[1:] for p in g["params"])]
-    with Progress(label, config.epochs, "epochs") as progress:
-        for epoch in range(config.epochs):
+    trained = nn.ModuleList([model, nn.ParameterList(p for g in groups[1:] for p in g["params"])])
+    state = _State(trained, optimizer, seed)
+    if checkpoint and checkpoint.exists():
+        state.load(checkpoint)
+        print(f"{label}: going on from epoch {state.epoch}", flush=True)
+
+    saved = time.monotonic()
+    with Progress(label, config.epochs, "epochs", done=state.epoch) as progress:
+        while state.epoch < config.epochs and state.epoch - state.best_epoch <= config.patience:
             total = 0.0
-            each_epoch(epoch)
+            each_epoch(state.epoch)
             model.train()
-            for batch in batches(torch.randperm(len(labels), generator=random), config.batch):
+            for batch in batches(torch.randperm(len(labels), generator=state.random), config.batch):
                 read = [t[batch] for t in train]
                 loss = loss_of(model(*read), labels[batch])
                 if extra_loss:
@@ -141,19 +154,62 @@ def fit_collab(
             found = predict(model, valid)
             if not np.isfinite(total) or not np.isfinite(found).all():
                 what = f"loss became {total}" if not np.isfinite(total) else "scores are not finite"
-                raise SellarecError(f"{label}: the {what} in epoch {epoch}; lower its learning_rate.")
-            score = auc(valid_rows["label"].to_numpy(), found)
-            log({"epoch": epoch, "loss": total / len(labels), "valid_auc": score})
-            progress.advance(1, f"valid AUC {max(best, score):.4f}")
-            if score > best:
-                best, best_epoch = score, epoch
-                best_state = [copy.deepcopy(m.state_dict() if isinstance(m, nn.Module) else m.data) for m in trained]
-            elif epoch - best_epoch >= config.patience:
-                break
-    model.load_state_dict(best_state[0])
-    for parameter, value in zip(trained[1:], best_state[1:], strict=True):
-        parameter.data.copy_(value)
-    return best
+                raise SellarecError(f"{label}: the {what} in epoch {state.epoch}; lower its learning_rate.")
+            state.end_epoch(total / len(labels), auc(valid_rows["label"].to_numpy(), found))
+            progress.advance(1, f"valid AUC {state.best:.4f}")
+            if checkpoint and is_main() and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                state.save(checkpoint)
+                saved = time.monotonic()
+    state.trained.load_state_dict(state.best_weights)
+    for entry in state.log:
+        log(entry)
+    return state.best
+
+
+class _State:
+    """Where a training stands.
+
+    Attributes:
+        trained: All that is trained.
+        epoch: Epochs done.
+        best, best_epoch, best_weights: The highest validation AUC, the epoch that had it, from 0, and its weights.
+        log: One dict per epoch.
+    """
+
+    def __init__(self, trained: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        self.trained, self.optimizer = trained, optimizer
+        self.random = torch.Generator().manual_seed(seed)
+        self.epoch, self.best, self.best_epoch = 0, -1.0, 0
+        self.best_weights: dict[str, Tensor] = {}
+        self.log: list[dict] = []
+
+    def end_epoch(self, loss: float, score: float) -> None:
+        self.log.append({"epoch": self.epoch, "loss": loss, "valid_auc": score})
+        if score > self.best:
+            self.best, self.best_epoch = score, self.epoch
+            self.best_weights = copy.deepcopy(self.trained.state_dict())
+        self.epoch += 1
+
+    def save(self, file: Path) -> None:
+        """Write beside the old file, then swap: a kill in between leaves the old one."""
+        plain = {n: getattr(self, n) for n in ("epoch", "best", "best_epoch", "best_weights", "log")}
+        parts = {"trained": self.trained.state_dict(), "optimizer": self.optimizer.state_dict()}
+        drawn = {"order": self.random.get_state(), "dropout": torch.get_rng_state()}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_name(f"{file.name}.new")
+        torch.save({"plain": plain, **parts, **drawn}, fresh)
+        os.replace(fresh, file)
+
+    def load(self, file: Path) -> None:
+        try:
+            found = torch.load(file, weights_only=True)
+            self.trained.load_state_dict(found["trained"])
+            self.optimizer.load_state_dict(found["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise SellarecError(f"{file} is of another model, from another version of this code. Remove it.") from error
+        self.random.set_state(found["order"])
+        torch.set_rng_state(found["dropout"])
+        vars(self).update(found["plain"])
 
 
 def batches(order: Tensor, size: int) -> list[Tensor]:

@@ -47,7 +47,16 @@ def _fit_binary(work: Workspace, run: Run) -> None:
     def grow(epoch: int) -> None:
         model.binary_share = min(1.0, config.binary_growth * epoch)
 
-    fit_collab(model, dataset, config, work.config.seed, each_epoch=grow, log=run.append_log, label="binary MF")
+    fit_collab(
+        model,
+        dataset,
+        config,
+        work.config.seed,
+        each_epoch=grow,
+        checkpoint=run.scratch("fit") / "checkpoint.pt",
+        log=run.append_log,
+        label="binary MF",
+    )
     users, items = distinct_ids(dataset.part("train"))
     zero_unseen(model.user_embedding.weight, users)
     zero_unseen(model.item_embedding.weight, items)

@@ -54,7 +54,17 @@ def collaborative_system(
         torch.manual_seed(work.config.seed)
         model = build(dataset, config)
         read = inputs(dataset, config)
-        fit_collab(model, dataset, config, work.config.seed, inputs=read, log=run.append_log, label=label)
+        checkpoint = run.scratch("fit") / "checkpoint.pt"
+        fit_collab(
+            model,
+            dataset,
+            config,
+            work.config.seed,
+            inputs=read,
+            checkpoint=checkpoint,
+            log=run.append_log,
+            label=label,
+        )
         finish(model, dataset.part("train"))
         run.save_tensors("model", {k: v.numpy() for k, v in model.state_dict().items()})
 

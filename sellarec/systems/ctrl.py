@@ -38,7 +38,16 @@ def fit(work: Workspace, run: Run) -> None:
     model = new_din(dataset, config.din)
     inputs = with_history(dataset, config.din.history)
     _align(model, inputs(_encoded_rows(work)), encodings, config.ctrl, config.seed, run)
-    fit_collab(model, dataset, config.din, config.seed, inputs=inputs, log=run.append_log, label="CTRL, DIN on labels")
+    fit_collab(
+        model,
+        dataset,
+        config.din,
+        config.seed,
+        inputs=inputs,
+        checkpoint=run.scratch("fit") / "checkpoint.pt",
+        log=run.append_log,
+        label="CTRL, DIN on labels",
+    )
     run.save_tensors("model", {k: v.numpy() for k, v in model.state_dict().items()})
 
 

@@ -54,6 +54,7 @@ def _align(work: Workspace, run: Run) -> None:
         train_rows=rows,
         extra_loss=contrast,
         extra_groups=[*semantic_group, {"params": projection.parameters()}],
+        checkpoint=run.scratch("fit") / "checkpoint.pt",
         log=run.append_log,
         label="stage 2, MF + InfoNCE",
     )
