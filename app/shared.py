@@ -20,12 +20,13 @@ from sellarec.analysis import slices
 from sellarec.analysis.attention import grouped
 from sellarec.analysis.catalogue import score_candidates
 from sellarec.analysis.what_if import Attention, Case, Explorer
-from sellarec.config import Config, make_config
+from sellarec.config import make_config
 from sellarec.data import sources
 from sellarec.errors import SellarecError
 from sellarec.evaluation import SLICES
 from sellarec.profiles import PROFILES
 from sellarec.progress import listening
+from sellarec.settings import Config
 from sellarec.systems.base import Workspace, sigmoid
 from sellarec.systems.registry import TABLES, find_system
 

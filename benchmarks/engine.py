@@ -39,7 +39,7 @@ import plain
 from sellarec.backbone.engine import log_odds, score_rows, without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow, wrap_language_model
 from sellarec.backbone.loading import load_shape
-from sellarec.backbone.lora import LoraSettings, add_lora
+from sellarec.backbone.lora import add_lora
 from sellarec.backbone.prefixes import open_prefix_cache
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.config import make_config
@@ -48,6 +48,7 @@ from sellarec.evaluation import UserBootstrap, auc, uauc
 from sellarec.machine import matmul_rate
 from sellarec.prompts import SOFT_TOKENS, PromptWriter
 from sellarec.runs import code_version
+from sellarec.settings import LoraSettings
 from sellarec.systems.base import Workspace
 from sellarec.systems.row_prompts import cut_prompts, prompts_of
 from sellarec.systems.rows import row_inputs
@@ -273,7 +274,8 @@ class Bench:
         self.table.measure("train stage 1", "engine", ours, len(rows), tokens, 2)
 
     def stage2(self) -> None:
-        from sellarec.collab.fit import FitConfig, fit_collab
+        from sellarec.collab.fit import fit_collab
+        from sellarec.settings import FitConfig
 
         data, train = self.work.dataset, self.work.dataset.part("train")
         user, item = (torch.from_numpy(train[c].to_numpy().astype(np.int64)) for c in ("user", "item"))

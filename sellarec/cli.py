@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sellarec.config import Config, changes_from, located, make_config
+from sellarec.config import changes_from, located, make_config
 from sellarec.data import amazon_book, sources
 from sellarec.data.open import check_name, open_dataset
 from sellarec.distributed import is_main, leave
@@ -29,6 +29,7 @@ from sellarec.options import (
     RunCommand,
 )
 from sellarec.profiles import PROFILES
+from sellarec.settings import Config
 
 if TYPE_CHECKING:
     from sellarec.systems.base import Workspace

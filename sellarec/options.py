@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sellarec.config import Config
 from sellarec.data.sources import SOURCES
+from sellarec.settings import Config
 
 
 @dataclasses.dataclass(frozen=True)

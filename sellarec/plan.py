@@ -21,15 +21,15 @@ from sellarec.backbone.engine import TOKEN_BUDGET
 from sellarec.backbone.language_model import NO_SPLIT_IN_4_BITS, TokenRow, wrap_language_model
 from sellarec.backbone.loading import NF4, Placement, load_shape, reading_dtype
 from sellarec.backbone.lora import lora_config
-from sellarec.config import Config, as_options, change_config
+from sellarec.config import as_options, change_config
 from sellarec.data.dataset import sample_rows
 from sellarec.errors import SellarecError
 from sellarec.machine import GIB, Machine
 from sellarec.prompts import SOFT_TOKENS, item_prompt
+from sellarec.settings import Config, TrainConfig
 from sellarec.systems.base import Workspace
 from sellarec.systems.row_prompts import cut_prompts, prompts_of
 from sellarec.systems.sella import phases
-from sellarec.training import TrainConfig
 
 SAMPLE = 300
 """Prompts that are tokenized to learn how long they are."""

@@ -12,32 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from sellarec.data.dataset import Dataset, natural_title, shrunk_rate
-from sellarec.errors import at_least
+from sellarec.settings import PromptConfig
 
 USER, ITEM, WARM = "<User_ID>", "<Item_ID>", "<Warm_ID>"
 SOFT_TOKENS = (USER, ITEM, WARM)
 INSTRUCTION = "instruction"
-
-
-@dataclass(frozen=True)
-class PromptConfig:
-    """What the prompt says. The defaults marked *ours* are not in the paper."""
-
-    history: int = 10
-    """How many of the latest liked titles are listed (protocol: 10); 0 leaves the sentence out."""
-    genres: bool = True
-    """Ours: name the target's genres."""
-    user_profile: bool = True
-    """Ours: say how much of what the user rated in the training part was liked."""
-    item_profile: bool = True
-    """Ours: say how many of the users who rated the target in the training part liked it."""
-    expectation: bool = True
-    """Ours: where both of these are said, say what they let one expect: the counting baseline's answer, in percent."""
-    natural_titles: bool = True
-    """Ours: "The Matrix (1999)" instead of "Matrix, The (1999)"."""
-
-    def __post_init__(self) -> None:
-        at_least(self, history=0)
 
 
 @dataclass(frozen=True)

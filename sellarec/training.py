@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sellarec.distributed import agreed, is_main, rank, summed, wait, world
-from sellarec.errors import SellarecError, at_least
+from sellarec.errors import SellarecError
 from sellarec.evaluation import auc
 from sellarec.progress import Progress
+from sellarec.settings import TrainConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,36 +31,6 @@ Log = Callable[[dict], None]
 
 POOL = 16
 """Batches that are drawn together and sorted by length, so that little of a batch is padding."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a language-model stage is trained."""
-
-    rows: int | None = None
-    """Training rows drawn at random from the training part; None takes all."""
-    cold_users: float | None = None
-    """Ours: share of these rows that show their user as new, without record and vector; None takes the share of new
-    users' rows in the validation part, 0 is the paper's way."""
-    epochs: int = 1
-    """Passes over these rows."""
-    batch: int = 32
-    """Rows per optimiser step."""
-    accumulate: int = 1
-    """Split each step into this many smaller batches, to save memory."""
-    learning_rate: float = 1e-3
-    """Peak of the cosine schedule (AdamW)."""
-    warmup: float = 0.03
-    """Share of the steps in which the learning rate rises."""
-    weight_decay: float = 1e-3
-    """AdamW's decoupled weight decay."""
-    evaluations: int = 2
-    """How often validation AUC is measured, evenly spaced; the best checkpoint is kept."""
-    checkpoint_seconds: float = field(default=60.0, metadata={"idle": True})
-    """Seconds of work that a killed run loses at most."""
-
-    def __post_init__(self) -> None:
-        at_least(self, rows=1, epochs=1, batch=1, accumulate=1, evaluations=1)
 
 
 @dataclass

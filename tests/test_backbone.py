@@ -25,10 +25,11 @@ from sellarec.backbone.language_model import (
     reserved_token_ids,
 )
 from sellarec.backbone.loading import choose_placement
-from sellarec.backbone.lora import LoraSettings, add_lora
+from sellarec.backbone.lora import add_lora
 from sellarec.backbone.prefixes import open_prefix_cache
 from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, Prompt
+from sellarec.settings import LoraSettings
 
 
 @pytest.fixture(scope="module")

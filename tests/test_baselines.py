@@ -8,13 +8,14 @@ from sklearn.decomposition import TruncatedSVD
 
 from sellarec.collab import fit
 from sellarec.collab.din import DIN, Dice
-from sellarec.collab.fit import FitConfig, fit_collab, predict, user_and_item
+from sellarec.collab.fit import fit_collab, predict, user_and_item
 from sellarec.collab.lightgcn import LightGCN
 from sellarec.collab.mf import MatrixFactorization
 from sellarec.collab.sasrec import SASRec
 from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc
+from sellarec.settings import FitConfig
 from sellarec.systems.collaborative import with_history
 
 

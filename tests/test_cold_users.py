@@ -7,7 +7,8 @@ import pytest
 from sellarec.collab.records import training_records
 from sellarec.config import make_config
 from sellarec.errors import SellarecError
-from sellarec.prompts import PromptConfig, PromptWriter
+from sellarec.prompts import PromptWriter
+from sellarec.settings import PromptConfig
 from sellarec.systems.base import Workspace
 from sellarec.systems.cold_users import hide_users, known_users
 from sellarec.systems.rows import row_inputs

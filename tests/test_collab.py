@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from sellarec.collab.alignment import info_nce
-from sellarec.collab.fit import CollabConfig, fit_collab
+from sellarec.collab.fit import fit_collab
 from sellarec.collab.mf import MatrixFactorization, Projection
+from sellarec.config import make_config
 from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
+from sellarec.settings import CollabConfig
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +67,8 @@ def test_the_same_seed_gives_the_same_bytes(data):
 
 def test_an_unknown_loss_and_a_diverging_one_are_named(data):
     model = MatrixFactorization(data.n_users, data.n_items, 4)
-    with pytest.raises(SellarecError, match=r"loss 'l1' of MF is not known\. Valid: bce, mse"):
-        fit_collab(model, data, CollabConfig(loss="l1"), seed=0)
+    with pytest.raises(SellarecError, match=r"setting 'stage2\.loss' cannot be 'l1'\. Valid: bce, mse"):
+        make_config(**{"stage2.loss": "l1"})
     model.item_bias.data.fill_(float("nan"))
     with pytest.raises(SellarecError, match="the loss became nan in epoch 0"):
         fit_collab(model, data, CollabConfig(epochs=1), seed=0)

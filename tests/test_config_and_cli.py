@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from sellarec import cli
-from sellarec.config import Config, as_options, changes_from, make_config, words_of
-from sellarec.data.open import DataConfig, open_dataset
+from sellarec.config import as_options, changes_from, make_config, words_of
+from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
 from sellarec.profiles import PROFILES
+from sellarec.settings import Config, DataConfig
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import SYSTEMS
 from sellarec.tables import overall_table, pretty, systems_of
@@ -97,13 +98,15 @@ def test_doctor_says_what_is_chosen_and_what_is_missing(capsys):
         (["run", "table3", "--weights"], "--weights is of one system"),
         (["run", "mf", "--seeds", "3"], "--seeds is of a table"),
         (["run", "table3", "--seeds", "0"], "at least 1"),
-        (["run", "mf", "--mf.epochs", "0"], "epochs is 0; it must be at least 1"),
-        (["run", "mf", "--prompt.history", "-1"], "history is -1; it must be at least 0"),
-        (["run", "mf", "--seed", "-1"], "seed is -1; it must be at least 0"),
-        (["run", "mf", "--lora.dropout", "-1"], "dropout is -1.0; it must be at least 0 and below 1"),
-        (["run", "mf", "--stage2.temperature", "0"], "temperature is 0.0; it must be above 0"),
-        (["run", "mf", "--stage2.without-contrast", "1.5"], "without_contrast is 1.5; it must be"),
-        (["run", "mf", "--ctrl.batch", "1"], "batch is 1; it must be at least 2"),
+        (["run", "mf", "--mf.epochs", "0"], "mf.epochs is 0; it must be at least 1"),
+        (["run", "mf", "--prompt.history", "-1"], "prompt.history is -1; it must be at least 0"),
+        (["run", "mf", "--seed", "-1"], "sellarec: seed is -1; it must be at least 0"),
+        (["run", "mf", "--lora.dropout", "-1"], "lora.dropout is -1.0; it must be at least 0 and below 1"),
+        (["run", "mf", "--stage2.temperature", "0"], "stage2.temperature is 0.0; it must be above 0"),
+        (["run", "mf", "--stage2.without-contrast", "1.5"], "stage2.without_contrast is 1.5; it must be"),
+        (["run", "mf", "--ctrl.batch", "1"], "ctrl.batch is 1; it must be at least 2"),
+        (["run", "mf", "--stage3.cold-users", "2"], "stage3.cold_users is 2.0; it must be at most 1"),
+        (["run", "mf", "--stage1.learning-rate", "-1"], "stage1.learning_rate is -1.0; it must be above 0"),
         (["fetch", "ml1m"], "Did you mean 'ml-1m'"),
         (["profile", "ful"], "Did you mean 'full'"),
         (["profile", "quick", "--dataset", "ml1m"], "Did you mean 'ml-1m'"),
@@ -245,19 +248,44 @@ def test_a_configuration_is_told_as_options_that_give_it_again(profile, changes)
     [("stage1.evaluations", 0), ("stage3.batch", 0), ("stage2.epochs", -1), ("mf.patience", 0), ("stage1.rows", 0)],
 )
 def test_numbers_with_which_nothing_can_be_trained_are_refused(name, value):
-    with pytest.raises(SellarecError, match=f"{name.split('.')[1]} is {value}; it must be at least 1"):
+    with pytest.raises(SellarecError, match=f"^{name} is {value}; it must be at least 1"):
         make_config(**{name: value})
 
 
 def test_shapes_that_a_model_cannot_have_are_refused():
     for change, message in (
         ({"sasrec.heads": 3}, r"sasrec\.dim is 64; it must be a multiple of sasrec\.heads, 3"),
-        ({"sasrec.blocks": 0}, "blocks is 0"),
-        ({"sasrec.history": 0}, "history is 0"),
-        ({"din.batch": 1}, "batch is 1; it must be at least 2"),
+        ({"sasrec.blocks": 0}, r"sasrec\.blocks is 0"),
+        ({"sasrec.history": 0}, r"sasrec\.history is 0"),
+        ({"din.batch": 1}, "din.batch is 1; it must be at least 2"),
     ):
         with pytest.raises(SellarecError, match=message):
             make_config(**change)
+
+
+def test_changes_are_judged_together_and_not_one_by_one():
+    """Three heads fit 48 dimensions; neither the old length with the new heads nor an order of names should matter."""
+    changes = {"sasrec.heads": 3, "sasrec.dim": 48}
+    for order in (changes, dict(reversed(changes.items()))):
+        assert make_config(**order).sasrec.dim == 48
+
+
+def test_choices_are_listed_and_checked(capsys):
+    for words in (["--stage2.loss", "msee"], ["--stage3.order", "warm"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["run", "mf", *words])
+        assert stop.value.code == 2
+        said = capsys.readouterr().err
+        assert ("mse" if "loss" in words[0] else "warm,user+item") in said
+    for name, value, message in (
+        ("stage1.rows", 1.5, "'stage1.rows' needs int or None, not 1.5"),
+        ("stage3.facts", 1, "'stage3.facts' needs bool, not 1"),
+        ("stage1.batch", True, "'stage1.batch' needs int, not True"),
+        ("mlp.inputs", "records,fact", r"mlp\.inputs 'records,fact': 'fact' is not known\. Did you mean 'facts'"),
+    ):
+        with pytest.raises(SellarecError, match=message):
+            make_config(**{name: value})
+    assert make_config(**{"mlp.inputs": "records, facts"}).mlp.input_names == ["records", "facts"]
 
 
 def test_settings_that_a_dataset_does_not_leave_open_are_refused_before_it_is_read():

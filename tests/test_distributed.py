@@ -76,7 +76,8 @@ import os
 import sys
 from sellarec.backbone.engine import score_rows
 from sellarec.backbone.language_model import TokenRow, open_language_model
-from sellarec.backbone.lora import LoraSettings, add_lora
+from sellarec.backbone.lora import add_lora
+from sellarec.settings import LoraSettings
 from sellarec.distributed import leave, rank
 
 lm = add_lora(open_language_model(sys.argv[1], "float32", split=True), LoraSettings(), seed=0)

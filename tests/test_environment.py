@@ -36,6 +36,7 @@ def test_ranges_admit_newer_releases():
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
+        ("sellarec.cli", "torch"),
         ("sellarec.data.open", "torch"),
         ("sellarec.data.open", "transformers"),
         ("sellarec.data.open", "duckdb"),

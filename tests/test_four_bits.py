@@ -8,9 +8,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from sellarec.backbone.engine import log_odds, score_rows
 from sellarec.backbone.language_model import TokenRow, open_language_model, wrap_language_model
 from sellarec.backbone.loading import Placement, choose_placement, load_backbone
-from sellarec.backbone.lora import LoraSettings, add_lora, merge_lora, save_lora
+from sellarec.backbone.lora import add_lora, merge_lora, save_lora
 from sellarec.errors import SellarecError
 from sellarec.machine import describe_machine
+from sellarec.settings import LoraSettings
 
 
 def test_4_bit_weights_keep_the_adapter_beside_them_and_answer_nearly_the_same(tokenizer, tmp_path):

@@ -11,12 +11,13 @@ from safetensors.numpy import load_file
 from sellarec.backbone.engine import log_odds, without_prefix
 from sellarec.collab.alignment import contrast, fine_grained_similarity
 from sellarec.collab.binary import BinaryMF, bits_text, dotted_text
-from sellarec.collab.fit import FitConfig, fit_collab
+from sellarec.collab.fit import fit_collab
 from sellarec.config import make_config
 from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, USER, Prompt
 from sellarec.runs import Run
+from sellarec.settings import FitConfig
 from sellarec.systems import binllm, person_prompt, prompt4nr
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES, find_system
@@ -176,15 +177,16 @@ def test_the_adapter_goes_on_from_stage_1_and_ends_elsewhere(small_workspace, na
 
 
 def test_settings_that_cannot_work_are_refused_before_anything_is_computed(planted_table, llama, tmp_path):
-    for name, change, message in (
-        ("binllm", {"binllm.code": "octal"}, r"binllm\.code 'octal' is not known\. Valid: dotted, bits"),
-        ("binllm", {"binllm.dim": 12}, "multiple of 8"),
-        ("prompt4nr", {"lora.rank": 0}, r"lora\.rank must not be 0"),
-        ("ctrl", {"ctrl.spaces": 3}, r"must divide ctrl\.width, 128"),
+    for change, message in (
+        ({"binllm.code": "octal"}, r"'binllm\.code' cannot be 'octal'\. Valid: dotted, bits"),
+        ({"binllm.dim": 12}, r"binllm\.dim is 12; the code 'dotted' writes eight bits at a time"),
+        ({"ctrl.spaces": 3}, r"ctrl\.spaces is 3; it must divide ctrl\.width, 128"),
     ):
-        config = make_config("smoke", str(planted_table), backbone=str(llama), **change)
         with pytest.raises(SellarecError, match=message):
-            Workspace(config, tmp_path).run(name)
+            make_config("smoke", **change)
+    config = make_config("smoke", str(planted_table), backbone=str(llama), **{"lora.rank": 0})
+    with pytest.raises(SellarecError, match=r"lora\.rank must not be 0"):
+        Workspace(config, tmp_path).run("prompt4nr")
     assert not list(tmp_path.glob("*/*/*"))
 
 

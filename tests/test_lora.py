@@ -5,9 +5,10 @@ import torch
 
 from sellarec.backbone.engine import log_odds, without_prefix
 from sellarec.backbone.language_model import TokenRow, open_language_model
-from sellarec.backbone.lora import LoraSettings, add_lora, merge_lora, save_lora
+from sellarec.backbone.lora import add_lora, merge_lora, save_lora
 from sellarec.errors import SellarecError
 from sellarec.prompts import Prompt
+from sellarec.settings import LoraSettings
 
 
 def test_merged_adapter_equals_base_plus_its_product(any_backbone, tmp_path):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from sellarec.collab.mlp import INPUTS
 from sellarec.config import make_config
 from sellarec.errors import SellarecError
+from sellarec.settings import MLP_INPUTS
 from sellarec.systems import mlp_control
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES, find_system
@@ -15,9 +15,9 @@ from tests.conftest import SMALL
 
 def test_it_reads_the_named_inputs_side_by_side_and_nothing_else(small_workspace):
     rows = small_workspace.part("test").index.to_numpy()
-    alone = [mlp_control._inputs(small_workspace.variant({"mlp.inputs": name}), rows) for name in INPUTS]
+    alone = [mlp_control._inputs(small_workspace.variant({"mlp.inputs": name}), rows) for name in MLP_INPUTS]
     torch.testing.assert_close(mlp_control._inputs(small_workspace, rows), torch.cat(alone, dim=1))
-    width = dict(zip(INPUTS, (part.shape[1] for part in alone), strict=True))
+    width = dict(zip(MLP_INPUTS, (part.shape[1] for part in alone), strict=True))
     assert width["semantic"] == small_workspace.base_model.width and (width["score"], width["records"]) == (1, 4)
     for name in TABLES["controls"][1:]:
         run, read = small_workspace.run(name), find_system(name).changes["mlp.inputs"].split(",")

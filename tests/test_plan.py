@@ -13,11 +13,12 @@ from sellarec import cli, plan
 from sellarec.backbone.engine import log_odds, without_prefix
 from sellarec.backbone.language_model import open_language_model, wrap_language_model
 from sellarec.backbone.loading import choose_placement
-from sellarec.backbone.lora import LoraSettings, add_lora
+from sellarec.backbone.lora import add_lora
 from sellarec.config import change_config, make_config
 from sellarec.errors import SellarecError
 from sellarec.machine import Machine, describe_machine, matmul_rate
 from sellarec.prompts import Prompt
+from sellarec.settings import LoraSettings
 from sellarec.systems.base import Workspace
 from tests.conftest import SMALL, save_backbone
 

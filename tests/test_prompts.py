@@ -4,7 +4,8 @@ import pytest
 
 from sellarec.config import make_config
 from sellarec.data.open import open_dataset
-from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, PromptConfig, PromptWriter, natural_title
+from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, PromptWriter, natural_title
+from sellarec.settings import PromptConfig
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ from PIL import Image
 
 from sellarec import figures, report
 from sellarec.config import make_config
-from sellarec.data.open import DataConfig, open_dataset
+from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
 from sellarec.figures.style import COLOURS
+from sellarec.settings import DataConfig
 from sellarec.systems.registry import OVERALL
 from tests.conftest import SMALL
 

@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from sellarec.analysis.alignment import after_stage_2
-from sellarec.collab.fit import FitConfig, fit_collab
+from sellarec.collab.fit import fit_collab
 from sellarec.collab.mf import MatrixFactorization
 from sellarec.collab.records import item_facts, training_records
 from sellarec.config import change_config, make_config
-from sellarec.data.open import DataConfig, open_dataset
+from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, uauc
-from sellarec.prompts import PromptConfig, PromptWriter
+from sellarec.prompts import PromptWriter
 from sellarec.runs import Run
+from sellarec.settings import DataConfig, FitConfig, PromptConfig
 from sellarec.systems import counting
 from sellarec.systems.base import Workspace, probabilities, sigmoid
 from sellarec.systems.registry import OVERALL, SYSTEMS, find_system

@@ -10,7 +10,8 @@ from torch import nn
 
 import sellarec.training as training
 from sellarec.errors import SellarecError
-from sellarec.training import TrainConfig, train, trainable_state
+from sellarec.settings import TrainConfig
+from sellarec.training import train, trainable_state
 
 
 class Linear(nn.Module):

@@ -8,7 +8,8 @@ import torch
 
 from sellarec.analysis.what_if import Explorer, interventions
 from sellarec.errors import SellarecError
-from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, PromptConfig, PromptWriter
+from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, PromptWriter
+from sellarec.settings import PromptConfig
 
 
 @pytest.fixture(scope="module")

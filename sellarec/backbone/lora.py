@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,33 +11,14 @@ from torch import nn
 
 from sellarec.backbone.language_model import LanguageModel
 from sellarec.distributed import is_main
-from sellarec.errors import SellarecError, at_least, below_one, nearest
+from sellarec.errors import SellarecError, nearest
+from sellarec.settings import LoraSettings
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
 # peft asks transformers for an attribute under its old name.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """The adapter of stage 1."""
-
-    rank: int = 8
-    """Rank of the update (protocol: 8); 0 leaves the backbone as it is."""
-    alpha: int = 16
-    """Scale; the update is multiplied by alpha / rank."""
-    dropout: float = 0.05
-    """Dropout before the adapter."""
-    targets: str = "all-linear"
-    """Comma-separated linear modules, or "all-linear". CoLLM adapts q_proj,v_proj; SeLLa-Rec's code adapts all."""
-    checkpointing: bool = False
-    """Compute a layer's activations again in the backward pass instead of keeping them: less memory, a third slower."""
-
-    def __post_init__(self) -> None:
-        at_least(self, rank=0)
-        below_one(self, "dropout")
 
 
 def lora_config(settings: LoraSettings) -> LoraConfig:

@@ -6,7 +6,6 @@ import copy
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,67 +16,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from sellarec.data.dataset import Dataset
 from sellarec.distributed import is_main
-from sellarec.errors import SellarecError, above_zero, at_least, below_one
+from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, check_selectable
 from sellarec.progress import Progress
+from sellarec.settings import FitConfig
 
 Log = Callable[[dict], None]
 Inputs = Callable[[pd.DataFrame], tuple[Tensor, ...]]
 
 CHECKPOINT_SECONDS = 30.0
 """Seconds of work that a killed training loses at most, and one epoch."""
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How a collaborative model is trained."""
-
-    dim: int = 64
-    """Length of user and item embeddings (paper d_C)."""
-    loss: str = "bce"
-    """"bce" or "mse" (Eq. 6 with its sign corrected)."""
-    learning_rate: float = 1e-3
-    """Adam's step size."""
-    weight_decay: float = 1e-4
-    """Adam's coupled L2 on all parameters of the model."""
-    batch: int = 2048
-    """Rows per step."""
-    epochs: int = 500
-    """Passes over the training part, at most."""
-    patience: int = 20
-    """Stop after this many epochs without a better validation AUC."""
-
-    def __post_init__(self) -> None:
-        at_least(self, dim=1, batch=1, epochs=1, patience=1)
-
-
-@dataclass(frozen=True)
-class CollabConfig(FitConfig):
-    """Matrix factorisation and its alignment with the language model (stage 2)."""
-
-    init_std: float = 0.1
-    """Standard deviation of the initial embeddings."""
-    bias: bool = True
-    """User, item and global biases; the paper's model has none."""
-    alignment: float = 1.0
-    """Weight of the InfoNCE loss (paper lambda); 0 trains plain MF."""
-    temperature: float = 0.2
-    """InfoNCE temperature (paper tau)."""
-    symmetric: bool = True
-    """Align in both directions."""
-    frozen_semantic: bool = False
-    """Leave the semantic vectors as they were distilled, here and in stage 3 (paper: they are trained)."""
-    without_contrast: float = field(default=0.0, metadata={"late": True})
-    """Ours: share of items, drawn at random, that InfoNCE does not see. On them an alignment shows what it learnt about
-    other items than its own."""
-    hold_out: bool = True
-    """Ours: leave the rows on which stage 3 is trained out of stage 2. Vectors that have memorised a row's label teach
-    stage 3 to trust them too much. Has no effect when stage 3 takes all rows (paper)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        above_zero(self, "temperature")
-        below_one(self, "without_contrast")
 
 
 def user_and_item(rows: pd.DataFrame) -> tuple[Tensor, ...]:
@@ -124,9 +72,7 @@ def fit_collab(
     check_selectable(dataset.name, valid_rows["label"], label)
     train, valid = inputs(train_rows), inputs(valid_rows)
     labels = torch.from_numpy(train_rows["label"].to_numpy().astype(np.float32))
-    loss_of = {"bce": binary_cross_entropy_with_logits, "mse": mse_loss}.get(config.loss)
-    if loss_of is None:
-        raise SellarecError(f"loss '{config.loss}' of {label} is not known. Valid: bce, mse.")
+    loss_of = {"bce": binary_cross_entropy_with_logits, "mse": mse_loss}[config.loss]
     groups = [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": config.weight_decay}]
     groups += [{"weight_decay": 0.0, **g, "params": list(g["params"])} for g in extra_groups]
     optimizer = torch.optim.Adam(groups, lr=config.learning_rate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,23 +9,7 @@ from sellarec.data import amazon_book, readers, sources
 from sellarec.data.dataset import Dataset
 from sellarec.data.protocol import build_dataset, cut_by_month, cut_by_span
 from sellarec.errors import SellarecError, nearest
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """How ratings become a dataset. The cut shares are for datasets without published cut dates."""
-
-    valid_from: float = 0.70
-    """Share of the calendar span at which validation begins."""
-    test_from: float = 0.85
-    """Share of the calendar span at which test begins."""
-    like_above: float = 3.0
-    """A rating strictly above this is a like (Amazon-Book: 4)."""
-    strict_history: bool = False
-    """Leave likes of the same second out of a history."""
-    domain: str = field(default="movie", metadata={"late": True})
-    """The noun for an item of an own table in prompts: "song", "restaurant"."""
-
+from sellarec.settings import DataConfig
 
 FIXED = {
     "ml-100k": ("domain",),

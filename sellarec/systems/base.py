@@ -16,13 +16,14 @@ from scipy.special import expit
 from sellarec.backbone.language_model import LanguageModel, open_language_model
 from sellarec.backbone.loading import choose_placement, identity
 from sellarec.backbone.lora import merge_lora
-from sellarec.config import Config, change_config, words_of
+from sellarec.config import change_config, words_of
 from sellarec.data.dataset import Dataset, sample_rows, sample_users
 from sellarec.data.open import open_dataset
 from sellarec.distributed import agreed, is_main, wait, world
 from sellarec.errors import SellarecError
 from sellarec.evaluation import metrics
 from sellarec.runs import Run, RunKey, ensure_run, is_begun, is_there, last_failure
+from sellarec.settings import Config
 
 SEEDS = range(10)
 """Seeds that are looked for in the store."""

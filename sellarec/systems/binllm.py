@@ -23,11 +23,10 @@ from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.collab.binary import BinaryMF, bits_text, dotted_text
 from sellarec.collab.fit import fit_collab, predict, user_and_item
 from sellarec.collab.mf import zero_unseen
-from sellarec.config import BinLLMConfig, Config
 from sellarec.data.dataset import Dataset
-from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, USER, Prompt, PromptWriter
 from sellarec.runs import Run
+from sellarec.settings import BinLLMConfig, Config
 from sellarec.systems.base import System, Workspace, sigmoid
 from sellarec.systems.collaborative import distinct_ids
 from sellarec.systems.tuned_further import score_tuned_further, settings, tune_further
@@ -105,17 +104,12 @@ def _score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     return score_tuned_further(work, run, rows, _tokenizer(work), "BinLLM")
 
 
-def _settings(config: Config) -> dict:
-    code, dim = config.binllm.code, config.binllm.dim
-    if code not in CODES:
-        raise SellarecError(f"binllm.code '{code}' is not known. Valid: {', '.join(CODES)}.")
-    if code == "dotted" and dim % 8:
-        raise SellarecError(f"binllm.dim is {dim}; the code 'dotted' writes eight bits at a time. Use a multiple of 8.")
-    return settings(config) | {"code": code}
-
-
 def _binary_settings(config: Config) -> dict:
     return {"binllm": dataclasses.replace(config.binllm, code="dotted")}  # how a code is written changes no code
+
+
+def _settings(config: Config) -> dict:
+    return settings(config) | {"code": config.binllm.code}
 
 
 BINARY_MF = System("binary_mf", "Binary MF", _binary_settings, _fit_binary, _score_binary, version=2)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from sellarec.errors import SellarecError
 from sellarec.systems.base import Workspace
 
 
@@ -19,14 +18,9 @@ def hide_users(work: Workspace, rows: np.ndarray, share: float | None) -> np.nda
     Args:
         rows: Row ids of the training part, (n,).
         share: How many of them; None takes the share of rows of new users in the validation part (no label is read).
-
-    Raises:
-        SellarecError: a share outside [0, 1].
     """
     if share is None:
         share = 1.0 - known_users(work, work.dataset.part("valid").index.to_numpy()).mean()
-    if not 0 <= share <= 1:
-        raise SellarecError(f"cold_users is {share}; it is a share of the training rows, from 0 to 1.")
     return np.random.default_rng(work.config.seed).random(len(rows)) < share
 
 

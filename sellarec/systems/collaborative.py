@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from sellarec.collab.fit import FitConfig, Inputs, fit_collab, predict, user_and_item
-from sellarec.config import Config
+from sellarec.collab.fit import Inputs, fit_collab, predict, user_and_item
 from sellarec.data.dataset import Dataset
 from sellarec.runs import Run
+from sellarec.settings import Config, FitConfig
 from sellarec.systems.base import System, Workspace, sigmoid
 
 

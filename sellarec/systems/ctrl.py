@@ -19,10 +19,9 @@ from sellarec.backbone.engine import embed_rows
 from sellarec.collab.alignment import contrast, fine_grained_similarity
 from sellarec.collab.din import DIN
 from sellarec.collab.fit import batches, fit_collab, predict
-from sellarec.config import Config, CTRLConfig
-from sellarec.errors import SellarecError
 from sellarec.progress import Progress
 from sellarec.runs import Run
+from sellarec.settings import Config, CTRLConfig
 from sellarec.systems.base import System, Workspace, sigmoid
 from sellarec.systems.collaborative import with_history
 from sellarec.systems.din import new_din
@@ -95,8 +94,6 @@ def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
 
 
 def _settings(config: Config) -> dict:
-    if config.ctrl.width % config.ctrl.spaces:
-        raise SellarecError(f"ctrl.spaces is {config.ctrl.spaces}; it must divide ctrl.width, {config.ctrl.width}.")
     rows = [config.stage1.rows, config.stage3.rows]
     return {"prompt": config.prompt, "din": config.din, "ctrl": config.ctrl, "rows": rows}
 

@@ -7,8 +7,8 @@ Dice has no scale and shift of its own.
 from __future__ import annotations
 
 from sellarec.collab.din import DIN
-from sellarec.config import DINConfig
 from sellarec.data.dataset import Dataset
+from sellarec.settings import DINConfig
 from sellarec.systems.collaborative import collaborative_system, with_history
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from sellarec.collab.fit import user_and_item
 from sellarec.collab.lightgcn import LightGCN
-from sellarec.config import LightGCNConfig
 from sellarec.data.dataset import Dataset
+from sellarec.settings import LightGCNConfig
 from sellarec.systems.collaborative import collaborative_system
 
 

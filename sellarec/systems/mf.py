@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from sellarec.collab.fit import CollabConfig
 from sellarec.collab.mf import MatrixFactorization
-from sellarec.config import Config, MFConfig
 from sellarec.data.dataset import Dataset
+from sellarec.settings import CollabConfig, Config, MFConfig
 from sellarec.systems.base import System
 from sellarec.systems.collaborative import collaborative_system, distinct_ids
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sellarec.collab.mlp import INPUTS, new_mlp
+from sellarec.collab.mlp import new_mlp
 from sellarec.collab.records import item_facts
-from sellarec.config import Config
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, check_selectable
 from sellarec.runs import Run
+from sellarec.settings import MLP_INPUTS, Config
 from sellarec.systems.base import System, Workspace, sigmoid
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.rows import row_inputs, stage3_rows
@@ -30,7 +30,7 @@ LEARNT = {"vectors", "semantic", "score"}
 
 def _inputs(work: Workspace, rows: np.ndarray, new_user: np.ndarray | None = None) -> Tensor:
     """What `mlp.inputs` names, side by side, shape (n, inputs), float32."""
-    read = work.config.mlp.inputs.split(",")
+    read = work.config.mlp.input_names
     user, item, *records = row_inputs(work, rows, new_user)
     known = {"records": records if work.config.stage3.records else []}
     known["facts"] = [item_facts(work.dataset)[item]] if work.config.stage3.facts else []
@@ -39,7 +39,7 @@ def _inputs(work: Workspace, rows: np.ndarray, new_user: np.ndarray | None = Non
         with torch.no_grad():
             known["vectors"] = [mf.user_features(user), mf.item_features(item)]
             known["semantic"], known["score"] = [semantic(item)], [mf(user, item)[:, None]]
-    return torch.cat([part for name in INPUTS if name in read for part in known[name]], dim=1)
+    return torch.cat([part for name in MLP_INPUTS if name in read for part in known[name]], dim=1)
 
 
 def fit(work: Workspace, run: Run) -> None:
@@ -83,7 +83,7 @@ def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
 def _settings(config: Config) -> dict:
     shape = {name: getattr(config.mlp, name) for name in ("hidden", "epochs", "batch", "learning_rate")}
     read = {name: getattr(config.stage3, name) for name in ("rows", "cold_users", "records", "facts")}
-    if not any(read.get(name, True) for name in config.mlp.inputs.split(",")):
+    if not any(read.get(name, True) for name in config.mlp.input_names):
         raise SellarecError(f"mlp.inputs '{config.mlp.inputs}' leaves the MLP nothing to read: stage3 has none of it.")
     # `shape` says again what `mlp` says: keys of earlier runs hold it
     return {"shape": shape, "mlp": config.mlp, "stage1_rows": config.stage1.rows, **read}

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sellarec.config import Config, Stage3Config
 from sellarec.prompts import ITEM, USER
 from sellarec.runs import Run
+from sellarec.settings import Config, Stage3Config
 from sellarec.systems.base import System, Workspace, probabilities
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.collaborative import distinct_ids

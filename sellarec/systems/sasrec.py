@@ -11,8 +11,8 @@ zero, and what is left ranks items, whatever the history (benchmarks/histories.p
 from __future__ import annotations
 
 from sellarec.collab.sasrec import SASRec
-from sellarec.config import SASRecConfig
 from sellarec.data.dataset import Dataset
+from sellarec.settings import SASRecConfig
 from sellarec.systems.collaborative import collaborative_system, with_history
 
 

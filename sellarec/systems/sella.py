@@ -18,10 +18,9 @@ from sellarec.backbone.engine import log_odds, score_rows
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.collab.records import item_facts
-from sellarec.config import Config, Stage3Config
-from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM
 from sellarec.runs import Run
+from sellarec.settings import Stage3Config
 from sellarec.systems.base import System, Workspace, probabilities
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.row_prompts import caches_prefixes, cut_prompts, prefix_cache_of, prompts_of
@@ -168,28 +167,15 @@ class HybridModel(nn.Module):
         return score_rows(self._lm, rows, self.vectors, kept=self._kept, raw_yes=raw_yes, label=label, resume=resume)
 
 
-PROJECTIONS = ("aligned", "random")
 TOKEN_NAMES = {"user": USER, "item": ITEM, "warm": WARM}
 
 
 def phases(config: Stage3Config) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """What stage 3 does in turn: the tokens that the prompt holds, and those among them that are trained.
-
-    Raises:
-        SellarecError: an unknown token or order.
-    """
-    names = [n.strip() for n in config.tokens.split(",")]
-    if not names or set(names) - set(TOKEN_NAMES):
-        raise SellarecError(f"stage3.tokens '{config.tokens}' is not known. Valid: some of {', '.join(TOKEN_NAMES)}.")
-    tokens = tuple(token for name, token in TOKEN_NAMES.items() if name in names)
+    """What stage 3 does in turn: the tokens that the prompt holds, and those among them that are trained."""
+    tokens = tuple(token for name, token in TOKEN_NAMES.items() if name in config.token_names)
     if config.order == "together":
         return [(tokens, tokens)]
-    groups = {"warm,user+item": ((WARM,), (USER, ITEM)), "user+item,warm": ((USER, ITEM), (WARM,))}
-    if config.order not in groups:
-        raise SellarecError(f"stage3.order '{config.order}' is not known. Valid: together; {'; '.join(groups)}.")
-    if tokens != SOFT_TOKENS:
-        raise SellarecError(f"stage3.order '{config.order}' needs all of stage3.tokens, not '{config.tokens}'.")
-    first, second = groups[config.order]
+    first, second = ((WARM,), (USER, ITEM)) if config.order == "warm,user+item" else ((USER, ITEM), (WARM,))
     return [(first, first), (SOFT_TOKENS, second)]
 
 
@@ -266,19 +252,10 @@ def _score_hybrid(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     return probabilities(model.score(raw_yes, "SeLLa-Rec, scoring", run.partial_scores), raw_yes)
 
 
-def _stage3_settings(config: Config) -> dict:
-    phases(config.stage3)
-    if config.stage3.projection not in PROJECTIONS:
-        raise SellarecError(
-            f"stage3.projection '{config.stage3.projection}' is not known. Valid: {', '.join(PROJECTIONS)}."
-        )
-    return {"prompt": config.prompt, "stage3": config.stage3}
-
-
 SYSTEM = System(
     "sella",
     "SeLLa-Rec",
-    _stage3_settings,
+    lambda config: {"prompt": config.prompt, "stage3": config.stage3},
     _fit_stage3,
     _score_hybrid,
     needs=("tallrec", "sella_collab"),

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sellarec.collab.alignment import info_nce
 from sellarec.collab.fit import fit_collab, predict, user_and_item
 from sellarec.collab.mf import MatrixFactorization, Projection
-from sellarec.config import Config
 from sellarec.runs import Run
+from sellarec.settings import Config
 from sellarec.systems.base import System, Workspace, sigmoid
 from sellarec.systems.collaborative import distinct_ids
 from sellarec.systems.mf import new_mf

@@ -15,8 +15,8 @@ from sellarec.backbone.engine import log_odds, score_rows, without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.backbone.lora import add_lora, merge_lora, save_lora
 from sellarec.backbone.prefixes import PrefixCache
-from sellarec.config import Config
 from sellarec.runs import Run
+from sellarec.settings import Config
 from sellarec.systems.base import System, Workspace, probabilities
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.row_prompts import caches_prefixes, cut_prompts, prefix_cache_of, prompts_of

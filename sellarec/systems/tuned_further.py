@@ -15,9 +15,9 @@ from torch import nn
 from sellarec.backbone.engine import score_rows
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.backbone.lora import merge_lora, resume_lora, save_lora
-from sellarec.config import Config
 from sellarec.errors import SellarecError
 from sellarec.runs import Run
+from sellarec.settings import Config
 from sellarec.systems.base import System, Workspace, probabilities
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.row_prompts import prompts_of
