@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -19,14 +19,15 @@ from sellarec.data.open import check_name, open_dataset
 from sellarec.distributed import is_main, leave
 from sellarec.errors import SellarecError, nearest
 from sellarec.options import (
-    AdoptCommand,
-    AppCommand,
-    Compare,
-    Fetch,
-    PlanCommand,
-    PublishCommand,
-    ReportCommand,
-    RunCommand,
+    AdoptOptions,
+    AppOptions,
+    CompareOptions,
+    FetchOptions,
+    PlanOptions,
+    ProfileOptions,
+    PublishOptions,
+    ReportOptions,
+    RunOptions,
 )
 from sellarec.profiles import PROFILES
 from sellarec.settings import Config
@@ -83,7 +84,7 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def _fetch(argv: list[str]) -> None:
-    options = tyro.cli(Fetch, prog="sellarec fetch", args=argv)
+    options = tyro.cli(FetchOptions, prog="sellarec fetch", args=argv)
     folder = sources.fetch(options.name, options.origin, force=options.force)
     if options.name in sources.MODELS:
         from sellarec.backbone.loading import convert_gguf
@@ -102,7 +103,7 @@ def _run(argv: list[str]) -> None:
     if not name or (name.startswith("-") and not {"-h", "--help"} & set(argv)):
         valid = ", ".join([*TABLES, *SYSTEMS])
         raise SellarecError(f"name a system or a table first, as in: sellarec run sella. Valid: {valid}.")
-    options = _parse(RunCommand, argv, "sellarec run", system=tyro.MISSING if name.startswith("-") else name)
+    options = _parse(RunOptions, argv, "sellarec run", system=tyro.MISSING if name.startswith("-") else name)
     work = Workspace(options.config, options.runs)
     if options.system in TABLES:
         if options.weights:
@@ -144,7 +145,7 @@ def _four(value: float | None) -> str:
 
 
 def _compare(argv: list[str]) -> None:
-    options = _parse(Compare, argv, "sellarec compare", systems=tyro.MISSING)
+    options = _parse(CompareOptions, argv, "sellarec compare", systems=tyro.MISSING)
     from sellarec.compare import compare, runs_named
     from sellarec.systems.base import Workspace
     from sellarec.tables import pretty
@@ -162,7 +163,7 @@ def _compare(argv: list[str]) -> None:
 
 
 def _app(argv: list[str]) -> None:
-    options = _parse(AppCommand, argv, "sellarec app")
+    options = _parse(AppOptions, argv, "sellarec app")
     script = _of_checkout("app/main.py")
     named, changes = _split_changes(options.profile, options.config)
     given = {"dataset": options.config.dataset, "profile": options.profile, "runs": str(options.runs.resolve())}
@@ -197,7 +198,7 @@ def _split_changes(profile: str, config: Config) -> tuple[dict[str, Any], dict[s
 
 
 def _report(argv: list[str]) -> None:
-    options = _parse(ReportCommand, argv, "sellarec report")
+    options = _parse(ReportOptions, argv, "sellarec report")
     from sellarec.report import make_report
 
     if options.origin:
@@ -210,7 +211,7 @@ def _report(argv: list[str]) -> None:
 
 
 def _publish(argv: list[str]) -> None:
-    options = _parse(PublishCommand, argv, "sellarec publish")
+    options = _parse(PublishOptions, argv, "sellarec publish")
     from sellarec.published import publish
     from sellarec.systems.base import Workspace
 
@@ -221,7 +222,7 @@ def _publish(argv: list[str]) -> None:
 
 
 def _adopt(argv: list[str]) -> None:
-    options = _parse(AdoptCommand, argv, "sellarec adopt")
+    options = _parse(AdoptOptions, argv, "sellarec adopt")
     from sellarec.published import adopt, other_formats
     from sellarec.systems.base import Workspace
 
@@ -239,13 +240,13 @@ def _adopt(argv: list[str]) -> None:
 
 
 def _plan(argv: list[str]) -> None:
-    options = _parse(PlanCommand, argv, "sellarec plan")
+    options = _parse(PlanOptions, argv, "sellarec plan")
     from sellarec import plan
     from sellarec.backbone import prefixes
     from sellarec.machine import describe_machine
     from sellarec.systems.base import Workspace
 
-    work = Workspace(options.config, computes=False)
+    work = Workspace(options.config, options.runs, computes=False)
     there = (options.device, options.memory, options.tflops, options.processes)
     machine = describe_machine(options.config.dtype, *there)
     if options.device is None:
@@ -288,15 +289,7 @@ def _systems(argv: list[str]) -> None:
 
 
 def _profile(argv: list[str]) -> None:
-    @dataclasses.dataclass(frozen=True)
-    class Profile:
-        """Print all settings of a profile as JSON."""
-
-        name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help=", ".join(PROFILES))] = "quick"
-        dataset: str = "ml-100k"
-        """A dataset's name or the path of a table: some settings differ by dataset."""
-
-    options = tyro.cli(Profile, prog="sellarec profile", args=argv)
+    options = tyro.cli(ProfileOptions, prog="sellarec profile", args=argv)
     check_name(options.dataset)
     print(json.dumps(dataclasses.asdict(make_config(options.name, options.dataset)), indent=2))
 

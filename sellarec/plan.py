@@ -77,10 +77,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
+    """What a run will need; `disk` says of the prefix cache in words."""
+
     parameters: int
     adapter: int
     steps: list[Step]
     machine: Machine
+    disk: str
 
     @property
     def memory(self) -> float:
@@ -116,7 +119,8 @@ def _plan_with(shape: Shape, config: Config) -> Plan:
     rows = _budget(config.stage3.rows, train)
     # each prefix is computed once; without the cache every step computes them for itself
     alone = machine.device == "cpu" and machine.processes == 1
-    kept = alone and shape.kept_bytes(valid + test + rows) <= min(config.prefix_gib * GIB, machine.room)
+    wanted, allowed = shape.kept_bytes(valid + test + rows), min(config.prefix_gib * GIB, machine.room)
+    kept = alone and wanted <= allowed
     steps = [shape.reading()]
     if config.lora.rank:
         tuned = _budget(config.stage1.rows, train) * config.stage1.epochs
@@ -134,7 +138,13 @@ def _plan_with(shape: Shape, config: Config) -> Plan:
     steps.append(shape.training("stage 3, soft tokens", through, config.stage3, shape.hybrid, cost, shape.soft, kept))
     steps.append(shape.scoring("stage 3, validation", valid * config.stage3.evaluations * turns, shape.hybrid, kept))
     steps.append(shape.scoring("stage 3, scoring", valid + test, shape.hybrid, kept))
-    return Plan(shape.parameters, shape.adapter, steps, machine)
+    return Plan(shape.parameters, shape.adapter, steps, machine, _disk(wanted, allowed, kept) if alone else "")
+
+
+def _disk(wanted: float, allowed: float, kept: bool) -> str:
+    """What is to be said of the prefix cache."""
+    said = f"Prefix cache: {wanted / GIB:.1f} GiB of disk, {allowed / GIB:.1f} allowed (--prefix-gib, 3/4 of the free)"
+    return said + ("." if kept else ": too little, every step computes prefixes for itself.")
 
 
 def what_would_fit(work: Workspace, machine: Machine) -> dict[str, object] | None:
@@ -355,6 +365,7 @@ def described(plan: Plan, backbone: str) -> str:
         "Stage 2 and systems without a language model are not counted: they run on the CPU, in each process.",
         f"GiB: the peak of each process. Weights of the backbone; what is trained, its gradients and the optimizer's "
         f"moments; what a\nbatch keeps and works with; and {RUNTIME / GIB:.1f} of the interpreter and its libraries.",
+        *([plan.disk] if plan.disk else []),
     ]
     return "\n".join(lines)
 

@@ -65,6 +65,28 @@ def test_the_same_seed_gives_the_same_bytes(data):
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
+def test_an_alignment_of_weight_zero_is_none_at_all(data):
+    """Stage 2 leaves it out then; what is trained beside stays as it was."""
+
+    def weights(weighted):
+        torch.manual_seed(3)
+        model, projection = MatrixFactorization(data.n_users, data.n_items, 4), Projection(5, 6)
+        semantic, before = torch.randn(data.n_items + 1, 6), projection.layers[0].weight.detach().clone()
+
+        def contrast(user, item):
+            unique = item.unique()
+            return 0.0 * info_nce(projection(model.item_features(unique)), semantic[unique], 0.2)
+
+        groups = [{"params": projection.parameters()}]
+        loss = contrast if weighted else None
+        fit_collab(model, data, CollabConfig(epochs=3, batch=64), 3, extra_loss=loss, extra_groups=groups)
+        assert torch.equal(projection.layers[0].weight, before)
+        return model.state_dict()
+
+    with_it, without = weights(True), weights(False)
+    assert all(torch.equal(with_it[k], without[k]) for k in with_it)
+
+
 def test_an_unknown_loss_and_a_diverging_one_are_named(data):
     model = MatrixFactorization(data.n_users, data.n_items, 4)
     with pytest.raises(SellarecError, match=r"setting 'stage2\.loss' cannot be 'l1'\. Valid: bce, mse"):

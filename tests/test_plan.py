@@ -102,6 +102,9 @@ def test_a_plan_counts_parameters_rows_and_tokens(planned, deep):
         assert steps[name].operations < anew[name].operations and steps[name].tokens < anew[name].tokens, name
     full = plan.make_plan(work, dataclasses.replace(machine(), room=1.0))
     assert [s.name for s in full.steps] == list(anew)  # no room for prefixes on the disk
+    kept, computed_anew = plan.described(found, "deep"), plan.described(full, "deep")
+    assert "Prefix cache: 0.0 GiB of disk, 50.0 allowed" in kept and "too little" not in kept
+    assert "too little, every step computes prefixes for itself" in computed_anew
     turns = {
         s.name: s for s in plan.make_plan(place(planned, deep, **{"stage3.order": "warm,user+item"}), machine()).steps
     }

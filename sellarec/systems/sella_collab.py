@@ -52,7 +52,7 @@ def _align(work: Workspace, run: Run) -> None:
         config,
         work.config.seed,
         train_rows=rows,
-        extra_loss=contrast,
+        extra_loss=contrast if config.alignment else None,
         extra_groups=[*semantic_group, {"params": projection.parameters()}],
         checkpoint=run.scratch("fit") / "checkpoint.pt",
         log=run.append_log,
