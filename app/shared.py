@@ -17,8 +17,8 @@ import streamlit as st
 
 from sellarec import tables
 from sellarec.analysis import slices
-from sellarec.analysis.attention import grouped
-from sellarec.analysis.catalogue import score_candidates
+from sellarec.analysis.attention import case_effects, grouped
+from sellarec.analysis.catalogue import score_candidates, score_pair
 from sellarec.analysis.what_if import Attention, Case, Explorer
 from sellarec.config import make_config
 from sellarec.data import sources
@@ -52,7 +52,8 @@ def choose_work() -> Workspace:
         profile = _choice("profile", given.get("profile", "quick"), list(PROFILES))
         seed = st.number_input("seed", 0, None, int(given.get("seed", 0)), key="seed", bind="query-params")
     config = make_config(profile, dataset, backbone=backbone, seed=int(seed), **given.get("changes", {}))
-    return open_work(config, str(root))
+    own = Path(config.dataset)
+    return open_work(config, str(root), own.stat().st_mtime_ns if own.is_file() else 0)
 
 
 def _choice(label: str, given: str, found: list[str]) -> str:
@@ -72,8 +73,9 @@ def _names(root: Path, kind: str) -> list[str]:
     return sorted(n for n in names if n in sources.SOURCES or (kind == "backbone" and "/" in n))
 
 
-@st.cache_resource(show_spinner="Opening the run store", hash_funcs={Config: repr}, max_entries=4)
-def open_work(config: Config, root: str) -> Workspace:
+@st.cache_resource(show_spinner="Opening the run store", hash_funcs={Config: repr}, max_entries=2)
+def open_work(config: Config, root: str, version: int) -> Workspace:
+    """`version` tells states of an own table apart. What a workspace has loaded, a language model too, goes with it."""
     return Workspace(config, Path(root), computes=False)
 
 
@@ -146,10 +148,10 @@ def effects_of(work: Workspace, case: Case) -> pd.DataFrame:
     asked = (str(work.root), work.config, case)
     if st.session_state.get("effects", (None,))[0] != asked:
         load_model(work)
-        changed = ask(work, "interventions", case)
         with _taking_turns(work, "leaving parts out"):
-            found = _explorer(work).log_odds([case, *changed.values()]).astype(float)
-        st.session_state["effects"] = (asked, pd.DataFrame({"delta": found[1:] - found[0]}, index=list(changed)))
+            explorer = _explorer(work)
+            found = case_effects(explorer, case, *explorer.strangers(case))
+        st.session_state["effects"] = (asked, found.iloc[1:])
     return st.session_state["effects"][1]
 
 
@@ -157,6 +159,12 @@ def rank(work: Workspace, system: str, user: int, items: tuple[int, ...], liked:
     """A system's probabilities of candidates, with a progress bar."""
     with _taking_turns(work, label_of(system)):
         return score_candidates(work, system, user, items, liked)
+
+
+def rank_pair(work: Workspace, system: str, user: int, item: int) -> float:
+    """A system's probability of one pair, with a progress bar."""
+    with _taking_turns(work, label_of(system)):
+        return score_pair(work, system, user, item)
 
 
 @contextmanager
@@ -201,8 +209,13 @@ def warm_and_cold(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
     return slices.metrics_on(work, systems, {name: masks[name] for name in SLICES})
 
 
-@st.cache_data(show_spinner="Resampling users", hash_funcs=KEYS)
 def overall(work: Workspace, systems: tuple[str, ...]) -> pd.DataFrame:
+    return _overall(work, systems, tables.seeds_there(work, systems))
+
+
+@st.cache_data(show_spinner="Resampling users", hash_funcs=KEYS)
+def _overall(work: Workspace, systems: tuple[str, ...], seeds: tuple[int, ...]) -> pd.DataFrame:
+    """`seeds`, how many of each system are there, tells states of the store apart."""
     return tables.overall_table(work, systems)
 
 
@@ -234,7 +247,7 @@ def choose_case(work: Workspace) -> Case:
         items,
         help="type to search the catalogue; behind the user's scored test rows stands everything else",
         index=_from_url("item", items, f"ids go from 1 to {data.n_items}"),
-        format_func=data.titles.__getitem__,
+        format_func=data.distinct_titles.__getitem__,
         key=f"item of {user}",
     )
     for name, value in (("user", user), ("item", item)):

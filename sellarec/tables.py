@@ -87,6 +87,12 @@ def _has_seed(other: Workspace, name: str) -> bool:
     return find_system(name).uses_seed and other.is_done(name)
 
 
+def seeds_there(work: Workspace, systems: Sequence[str]) -> tuple[int, ...]:
+    """How many of `SEEDS` the store has of each system."""
+    places = [work.variant({"seed": s}) for s in SEEDS]
+    return tuple(sum(_has_seed(place, name) for place in places) for name in systems)
+
+
 def _over_seeds(works: Sequence[Workspace], name: str) -> dict[str, float]:
     """The columns of `overall_table` that tell how a system's metrics vary with the seed."""
     line: dict[str, float] = {"seeds": len(works)}
@@ -176,7 +182,7 @@ def slices_table(work: Workspace, systems: Sequence[str] = OVERALL) -> pd.DataFr
     counts = work.run(systems[0]).metrics["test"]
     table = pd.DataFrame(lines).T.astype(float)
     table.columns = pd.MultiIndex.from_tuples(
-        [(f"{s} ({counts[s]['rows']:,} rows, {counts[s]['users']} users)", m.upper()) for s, m in table.columns]
+        [(f"{s} ({counts[s]['rows']:,} rows, UAUC of {counts[s]['users']} users)", m.upper()) for s, m in table.columns]
     )
     return table
 

@@ -1,5 +1,6 @@
 """The app's pages through streamlit's own harness, over the small runs and a live tiny model."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -164,6 +165,45 @@ def test_every_system_answers_for_a_pair_that_was_never_rated(page, store):
     said = app.dataframe[1].value.set_index("system")["probability"]
     assert not app.exception and set(said.index) >= {"MF", "TALLRec (stage 1)", "SeLLa-Rec"}
     assert said["SeLLa-Rec"] == pytest.approx(float(app.metric[0].value), abs=1e-4)
+
+
+def test_of_items_with_one_title_each_can_be_chosen(page, store, monkeypatch):
+    catalogue = store.dataset.catalogue
+    alike = catalogue.assign(title=["Twins (1988)"] * 2 + list(catalogue["title"][2:]))
+    twins = dataclasses.replace(store.dataset, catalogue=alike)
+    for name in ("titles", "distinct_titles"):
+        monkeypatch.setitem(vars(store.dataset), name, getattr(twins, name))
+    user = int(store.part("test").iloc[0]["user"])
+    for item in (1, 2):
+        app = page("user_item", user=user, item=item).run()
+        assert not app.exception and "".join(app.query_params["item"]) == str(item)
+        assert app.session_state[f"item of {user}"] == item
+        box = next(s for s in app.selectbox if s.key == f"item of {user}")
+        assert {"Twins (1988) (item 1)", "Twins (1988) (item 2)"} <= set(box.options)
+
+
+def test_what_is_asked_for_is_still_there_after_a_look_at_another_page(page, store):
+    app = page("for_you")
+    app.toggle(key="new").set_value(True).run()
+    app.multiselect[0].select(2).run()
+    button(app, "Rank").click().run()
+    before = app.dataframe[0].value
+    app.switch_page("views/overview.py").run()
+    app.switch_page("views/for_you.py").run()
+    assert app.toggle(key="new").value and app.multiselect[0].value == [2]
+    pd.testing.assert_frame_equal(app.dataframe[0].value, before)
+
+
+def test_seeds_that_come_into_the_store_are_shown(page, store, tmp_path):
+    """The pages' caches outlive a run that another process finishes."""
+    work = Workspace(store.config, tmp_path)
+    for name in ("counting", "mf"):
+        work.run(name)
+    app = page(work=work)
+    assert "AUC over seeds" not in app.dataframe[0].value
+    work.variant({"seed": 1}).run("mf")
+    app.run()
+    assert "(2)" in app.dataframe[0].value.loc["MF", "AUC over seeds"]
 
 
 def test_ranking_scores_the_catalogue_for_a_made_up_user(page, store):

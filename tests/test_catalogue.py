@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sellarec.analysis.catalogue import NEW_USER, score_candidates, with_candidates
+from sellarec.analysis.catalogue import NEW_USER, score_candidates, score_pair, with_candidates
 from sellarec.analysis.what_if import Explorer
 from sellarec.errors import SellarecError
 from sellarec.progress import listening
@@ -25,6 +25,20 @@ def test_a_candidate_is_scored_as_the_same_row_of_the_dataset(small_workspace, n
     stored = small_workspace.run(name).scores.set_index("row").loc[row.name, "score"]
     found = score_candidates(small_workspace, name, row["user"], [3, row["item"]])
     assert found.shape == (2,) and found[1] == pytest.approx(stored, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["counting", "din", "tallrec", "sella"])
+def test_a_rated_pair_is_scored_as_it_was_before_the_rating(small_workspace, name):
+    """Behind the user's own rows its target, once liked, would stand in its own history."""
+    rows = small_workspace.part("test")
+    liked = rows[rows["label"] == 1].iloc[0]
+    stored = small_workspace.run(name).scores.set_index("row").loc[liked.name, "score"]
+    pair = int(liked["user"]), int(liked["item"])
+    assert score_pair(small_workspace, name, *pair) == pytest.approx(stored, abs=1e-6)
+    rated = small_workspace.dataset.interactions
+    never = next(i for i in range(1, 31) if i not in set(rated.loc[rated["user"] == pair[0], "item"]))
+    behind = score_candidates(small_workspace, name, pair[0], [never])[0]
+    assert score_pair(small_workspace, name, pair[0], never) == pytest.approx(behind, abs=1e-6)
 
 
 def test_a_new_user_is_the_explorers_new_user(small_workspace):

@@ -119,12 +119,16 @@ def test_each_intervention_changes_what_it_says(explorer, case):
 
 def test_of_two_films_of_one_title_each_is_left_out(explorer, case, monkeypatch):
     named_alike = ["", *["Twins (1988)"] * explorer.dataset.n_items]
+    monkeypatch.setattr(explorer, "dataset", dataclasses.replace(explorer.dataset))  # without cached titles
     monkeypatch.setitem(vars(explorer.dataset), "titles", named_alike)
     case = dataclasses.replace(case, history=(4, 5))
     changed = interventions(explorer, case, 2, 5)
-    assert [changed[f"without Twins (1988), title {n}"].history for n in (1, 2)] == [(5,), (4,)]
-    with pytest.raises(SellarecError, match=r"such as Twins \(1988\) \(item 1\).* or by its number"):
+    assert [changed[f"without Twins (1988) (item {i})"].history for i in (4, 5)] == [(5,), (4,)]
+    twice = interventions(explorer, dataclasses.replace(case, history=(4, 4)), 2, 5)
+    assert [twice[f"without Twins (1988) (item 4), title {n}"].history for n in (1, 2)] == [(4,), (4,)]
+    with pytest.raises(SellarecError, match=r"such as Twins \(1988\) \(item 1\).*as it stands here"):
         explorer.find_case(1, "Twins (1988)")
+    assert explorer.find_case(1, "twins (1988) (item 3)").item == explorer.find_case(1, 3).item == 3
 
 
 def test_ids_that_do_not_exist_are_explained(explorer):

@@ -21,7 +21,13 @@ def clouds_of(work: Workspace) -> alignment.Clouds:
 
 clouds = clouds_of(work)
 titles = work.dataset.titles
-item = st.selectbox("where is …?", list(clouds.items), format_func=titles.__getitem__, key="item_on_map")
+item = st.selectbox(
+    "where is …?",
+    list(clouds.items),
+    format_func=work.dataset.distinct_titles.__getitem__,
+    key=f"item of {work.dataset.name} on map",
+    persist_state="session",
+)
 at = int(np.flatnonzero(clouds.items == item)[0])
 
 

@@ -13,10 +13,23 @@ if len(systems) < 2:
     st.info(f"Two systems are needed; the store has one. Compute more with: {work.command('run', 'table3')}")
     st.stop()
 a, b, c, d = st.columns(4)
-first = a.selectbox("system", systems, index=len(systems) - 1, format_func=label_of, key="first")
-second = b.selectbox("against", [s for s in systems if s != first], format_func=label_of, key="second")
-which = c.segmented_control("rows", ["all", "warm", "cold"], default="all", required=True)
-right = d.segmented_control("the first system is", ["either", "right", "wrong"], default="either", required=True)
+first = a.selectbox(
+    "system", systems, index=len(systems) - 1, format_func=label_of, key="first", persist_state="session"
+)
+second = b.selectbox(
+    "against", [s for s in systems if s != first], format_func=label_of, key="second", persist_state="session"
+)
+which = c.segmented_control(
+    "rows", ["all", "warm", "cold"], default="all", required=True, key="rows", persist_state="session"
+)
+right = d.segmented_control(
+    "the first system is",
+    ["either", "right", "wrong"],
+    default="either",
+    required=True,
+    key="right",
+    persist_state="session",
+)
 rows = scored_rows(work, tuple(systems))
 log_odds = centred_log_odds(work, tuple(systems))
 rows = rows.assign(difference=log_odds[first] - log_odds[second])

@@ -12,27 +12,54 @@ TOP = 20
 
 ratings = data.part("train")["item"].value_counts()
 catalogue = data.catalogue.assign(ratings=ratings).fillna({"ratings": 0}).astype({"ratings": int})
-made_up = st.toggle("a new user, made up of liked titles", key="new")
+made_up = st.toggle("a new user, made up of liked titles", key="new", persist_state="session")
 if made_up:
-    liked = st.multiselect("titles that the new user likes", list(catalogue.index), format_func=data.titles.__getitem__)
+    liked = st.multiselect(
+        "titles that the new user likes",
+        list(catalogue.index),
+        format_func=data.distinct_titles.__getitem__,
+        key=f"liked of {data.name}",
+        persist_state="session",
+    )
     user, liked = 0, tuple(liked)
 else:
     users = sorted(work.part("test")["user"].unique())
-    user = st.selectbox("user", users, format_func=lambda u: f"user {u}")
+    user = st.selectbox(
+        "user", users, format_func=lambda u: f"user {u}", key=f"for user of {data.name}", persist_state="session"
+    )
     user, liked = int(user), ()
 systems = done_systems(work)[::-1]
 a, b = st.columns(2)
-first = a.selectbox("system", systems, format_func=label_of)
+first = a.selectbox("system", systems, format_func=label_of, key="ranked by", persist_state="session")
 second = b.selectbox(
-    "beside", [None, *(s for s in systems if s != first)], format_func=lambda s: label_of(s) if s else "no other"
+    "beside",
+    [None, *(s for s in systems if s != first)],
+    format_func=lambda s: label_of(s) if s else "no other",
+    key="beside",
+    persist_state="session",
 )
 a, b, c = st.columns(3)
-genres = a.multiselect("genres", sorted({g for s in catalogue["genres"] for g in s.split("|") if g}))
+known = sorted({g for s in catalogue["genres"] for g in s.split("|") if g})
+genres = a.multiselect("genres", known, key=f"genres of {data.name}", persist_state="session")
 years = pd.to_numeric(catalogue["year"], errors="coerce")
 span = (int(years.min()), int(years.max())) if years.notna().any() else (0, 0)
-between = b.slider("years", *span, span) if span[0] < span[1] else span
-most = c.slider("how many of the most rated titles", 20, max(40, len(catalogue)), min(200, len(catalogue)), step=20)
-unseen = st.toggle("only titles that the user has not rated", value=True)
+between = (
+    b.slider("years", *span, span, key=f"years of {data.name}", persist_state="session") if span[0] < span[1] else span
+)
+most = c.slider(
+    "how many of the most rated titles",
+    20,
+    max(40, len(catalogue)),
+    min(200, len(catalogue)),
+    step=20,
+    key=f"most of {data.name}",
+    persist_state="session",
+)
+unseen = st.toggle("only titles that the user has not rated", value=True, key="unseen", persist_state="session")
+if not unseen:
+    st.caption(
+        "A title that the user has liked is then in the history before it: a system that reads histories sees it."
+    )
 
 chosen = catalogue[(years.isna() | years.between(*between)).to_numpy()]
 if genres:

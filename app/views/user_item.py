@@ -14,7 +14,7 @@ from shared import (
     load_model,
     needs,
     probability,
-    rank,
+    rank_pair,
     scored_rows,
     show,
 )
@@ -28,7 +28,7 @@ st.title("User and item")
 needs(work, "sella")
 case = choose_case(work)
 titles = work.dataset.titles
-title_of = titles.__getitem__
+title_of = work.dataset.distinct_titles.__getitem__
 
 systems = tuple(done_systems(work))
 rows = scored_rows(work, systems)
@@ -62,8 +62,9 @@ with right:
         known = work.dataset.part("train")
         if ((known["user"] == user) & (known["item"] == case.item)).any():
             st.caption("It is a training row: what the prompt and the tokens count holds this very rating.")
-        if st.button("Ask every system", help="as if the user met the item after everything in the data"):
-            said = [{"system": label_of(n), "probability": rank(work, n, user, (case.item,), ())[0]} for n in systems]
+        met = "with the history before the rating, or, of a pair that is not rated, after everything in the data"
+        if st.button("Ask every system", help=met):
+            said = [{"system": label_of(n), "probability": rank_pair(work, n, user, case.item)} for n in systems]
             st.dataframe(pd.DataFrame(said), hide_index=True, column_config={"probability": probabilities})
 
 
@@ -99,8 +100,10 @@ def edited(case: Case) -> Case:
     added = c.multiselect("add liked titles, the latest", range(1, len(titles)), format_func=title_of)
     d, e, f = st.columns(3)
     choices = [None, *range(1, len(titles))]
-    target = d.selectbox("another target", choices, format_func=lambda i: titles[i] if i else "no change")
-    item_token = e.selectbox("make the item token of", choices, format_func=lambda i: titles[i] if i else "the target")
+    target = d.selectbox("another target", choices, format_func=lambda i: title_of(i) if i else "no change")
+    item_token = e.selectbox(
+        "make the item token of", choices, format_func=lambda i: title_of(i) if i else "the target"
+    )
     user_token = int(f.number_input("make the user token of user (0: the own user)", 0, work.dataset.n_users, 0))
 
     history = (*(i for i in case.history if i not in removed), *added)

@@ -24,13 +24,15 @@ show(figures.effects_figure(effects, "delta", "What the answer depends on", "eac
 
 attention = attention_of(work, case)
 lines = [
-    {"layer": n, "segment": segment, "share": share, "low": share, "high": share}
+    {"layer": n, "segment": segment, "share": share}
     for segment, shares in grouped(attention.by_segment()).items()
     for n, share in enumerate(shares.tolist(), start=1)
 ]
 show(figures.attention_layers_figure(pd.DataFrame(lines)))
 a, b = st.columns(2)
-layer = a.slider("layer", 1, attention.layers, attention.layers, key="layer", bind="query-params")
+layer = 1
+if attention.layers > 1:
+    layer = a.slider("layer", 1, attention.layers, attention.layers, key="layer", bind="query-params")
 heads = attention.weights.shape[1]
 head = b.selectbox("head", ["mean", *range(1, heads + 1)])
 chosen = attention.layer(layer) if head == "mean" else attention.weights[layer - 1, head - 1]

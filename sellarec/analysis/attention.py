@@ -90,7 +90,7 @@ def _average(work: Workspace, run: Run) -> None:
         for n, (change, delta) in enumerate(found["delta"].iloc[1:].items()):
             kind = "without one title" if n < listed else change
             changes.append({"row": row, "user": user, "change": kind, "delta": delta})
-        if case.history:
+        if listed:
             unread = explorer.log_odds([dataclasses.replace(case, history=())]).astype(np.float64)[0]
             delta = unread - found["log_odds"].iloc[0]
             changes.append({"row": row, "user": user, "change": "without all titles", "delta": delta})

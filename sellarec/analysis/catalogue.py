@@ -46,6 +46,19 @@ def score_candidates(
     return system.score(place, work.with_weights(name), rows)
 
 
+def score_pair(work: Workspace, name: str, user: int, item: int) -> float:
+    """A system's probability that a user likes an item: of a pair that is rated, as of its row, with the history before
+    the rating; of any other, after everything that the user has liked. Arguments and errors are those of
+    `score_candidates`.
+    """
+    rows = work.dataset.interactions
+    rated = rows.index[(rows["user"] == user) & (rows["item"] == item)]
+    system = find_system(name)
+    if not len(rated) or system.score is None:
+        return float(score_candidates(work, name, user, [item])[0])
+    return float(system.score(work.variant(system.changes), work.with_weights(name), rated[:1].to_numpy())[0])
+
+
 def with_candidates(
     dataset: Dataset, user: int, items: Sequence[int], liked: Sequence[int] = ()
 ) -> tuple[Dataset, np.ndarray]:

@@ -121,7 +121,6 @@ class Explorer:
         self.tokens = phases(work.config.stage3)[-1][0]
         self._prefixes: dict[tuple[int, ...], object] = {}
         self._writers: dict[tuple[str, ...], PromptWriter] = {}
-        self._totals = {c: self._total_counts(c) for c in ("user", "item")}
 
     @cached_property
     def _soft(self) -> SoftTokens:
@@ -141,9 +140,9 @@ class Explorer:
         user, item = (int(self.dataset.interactions[c].iat[row]) for c in ("user", "item"))
         return self.case(user, item, tuple(int(i) for i in self.dataset.history(row)))
 
-    def find_case(self, user: int | None = None, item: str | None = None) -> Case:
-        """A user by id and an item by title; what is not named is taken from the first warm test row whose history
-        fills the prompt.
+    def find_case(self, user: int | None = None, item: str | int | None = None) -> Case:
+        """A user by id and an item by title or id; what is not named is taken from the first warm test row whose
+        history fills the prompt.
 
         Raises:
             SellarecError: an id that the dataset does not have; a title that no item or more than one item has.
@@ -158,7 +157,7 @@ class Explorer:
         rows = good if len(good) else test.index
         if item is not None:
             whose = int(test.loc[rows[0], "user"]) if user is None else user
-            return self.case_of_pair(whose, self.dataset.item_by_title(item))
+            return self.case_of_pair(whose, self.dataset.item_by_title(item) if isinstance(item, str) else item)
         if not len(rows):
             raise SellarecError(f"user {user} has no test row; name an item as well.")
         return self.case_of_row(int(rows[0]))
@@ -190,12 +189,12 @@ class Explorer:
         for what, value, most in (("user", user, self.dataset.n_users), ("item", item, self.dataset.n_items)):
             if not 0 <= value <= most:
                 raise SellarecError(f"{what} {value} is not in {self.dataset.name}; ids go from 1 to {most}.")
-        of_user, of_item = self._totals["user"][user], self._totals["item"][item]
+        of_user, of_item = self.counts("user", user), self.counts("item", item)
         return Case(user if of_user[0] else 0, item, history, of_user, of_item, self.tokens)
 
     def counts(self, column: str, index: int) -> Counts:
         """Training ratings of a user or item, and likes among them."""
-        return self._totals[column][index]
+        return tuple(self.dataset.training_totals(column)[index].tolist())
 
     def prompt(self, case: Case) -> Prompt:
         writer = self._writers.get(case.tokens)
@@ -222,10 +221,6 @@ class Explorer:
             self._prefixes.pop(next(iter(self._prefixes)))
         return found, shares(weights, self._segments(case))
 
-    def interventions(self, case: Case) -> dict[str, Case]:
-        """`interventions` with `strangers`."""
-        return interventions(self, case, *self.strangers(case))
-
     def _segments(self, case: Case) -> list[str]:
         """The part of the prompt that each token belongs to."""
         prompt = self.prompt(case)
@@ -251,14 +246,6 @@ class Explorer:
             made[WARM] = self._soft.warm(torch.tensor(warm, device=device))
         return {t: v[[n for n, c in enumerate(cases) if t in c.tokens]] for t, v in made.items()}
 
-    def _total_counts(self, column: str) -> list[Counts]:
-        train = self.dataset.part("train")
-        size = self.dataset.n_users if column == "user" else self.dataset.n_items
-        rated, liked = (
-            np.bincount(train[column], weights=w, minlength=size + 1).astype(int) for w in (None, train["label"])
-        )
-        return list(zip(rated.tolist(), liked.tolist(), strict=True))
-
 
 def interventions(explorer: Explorer, case: Case, swap_user: int, swap_item: int) -> dict[str, Case]:
     """The changes whose effect on the log-odds is worth a look: each listed title and each soft token left out, and
@@ -266,7 +253,7 @@ def interventions(explorer: Explorer, case: Case, swap_user: int, swap_item: int
     listed = min(len(case.history), explorer.work.config.prompt.history)
     # earlier likes would take the place of a title that is left out
     case = dataclasses.replace(case, history=case.history[len(case.history) - listed :])
-    names = [explorer.dataset.titles[item] for item in case.history]
+    names = [explorer.dataset.distinct_titles[item] for item in case.history]
     names = [name if names.count(name) == 1 else f"{name}, title {n}" for n, name in enumerate(names, start=1)]
     out = {f"without {name}": case.without_title(n) for n, name in enumerate(names)}
     out |= {f"without {token}": case.without_token(token) for token in case.tokens}

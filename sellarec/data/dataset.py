@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -114,35 +115,42 @@ class Dataset:
         Args:
             column: "user" or "item".
         """
-        if column not in self._counted:
-            self._counted[column] = self._count(column)
-            self._counted[column].setflags(write=False)
-        return self._counted[column]
+        return self._counted[column][1]
+
+    def training_totals(self, column: str) -> np.ndarray:
+        """Ratings in the training part by user or item id, and likes among them, shape (ids + 1, 2), int64."""
+        return self._counted[column][0]
 
     @cached_property
-    def _counted(self) -> dict[str, np.ndarray]:
-        return {}
+    def _counted(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By column: totals by id, and cross-fitted counts by row."""
+        return {column: self._count(column, size) for column, size in (("user", self.n_users), ("item", self.n_items))}
 
-    def _count(self, column: str) -> np.ndarray:
+    def _count(self, column: str, size: int) -> tuple[np.ndarray, np.ndarray]:
         ids = self.interactions[column].to_numpy()
         train = np.flatnonzero(self.interactions["split"] == "train")
         label = self.interactions["label"].to_numpy()[train]
         fold = np.random.default_rng(0).permutation(len(train)) % FOLDS
-        by_fold = np.zeros((FOLDS, ids.max() + 1, 2), dtype=np.int64)
+        by_fold = np.zeros((FOLDS, size + 1, 2), dtype=np.int64)
         np.add.at(by_fold, (fold, ids[train]), np.stack([np.ones_like(label), label], axis=1))
-        counts = by_fold.sum(axis=0)[ids]
+        totals = by_fold.sum(axis=0)
+        counts = totals[ids]
         counts[train] -= by_fold[fold, ids[train]]
-        return counts
+        for found in (totals, counts):
+            found.setflags(write=False)
+        return totals, counts
 
     def item_by_title(self, text: str) -> int:
-        """The item whose title is this, as the data or as a prompt writes it, or the only one whose title contains it.
+        """The item whose title is this, as the data, `distinct_titles` or a prompt writes it, or the only one whose
+        title contains it.
 
         Raises:
             SellarecError: no title contains the text, or several do.
         """
-        titles = [t.casefold() for t in self.titles]
         wanted = text.strip().casefold()
-        titles = titles if wanted in titles else [natural_title(t).casefold() for t in self.titles]
+        as_written = (self.titles, self.distinct_titles, map(natural_title, self.titles))
+        ways = [[t.casefold() for t in titles] for titles in as_written]
+        titles = next((titles for titles in ways if wanted in titles), ways[-1])
         found = [i for i, t in enumerate(titles) if i and t == wanted]
         found = found or [i for i, t in enumerate(titles) if i and wanted in t]
         if len(found) == 1:
@@ -150,7 +158,7 @@ class Dataset:
         if found:
             some = ", ".join(f"{self.titles[i]} (item {i})" for i in found[:5])
             raise SellarecError(
-                f"{len(found)} titles contain '{text}', such as {some}. Name one of them in full, or by its number."
+                f"{len(found)} titles contain '{text}', such as {some}. Name one of them in full, as it stands here."
             )
         raise SellarecError(f"no title of {self.name} contains '{text}'. {nearest(text, self.titles[1:])}")
 
@@ -158,6 +166,12 @@ class Dataset:
     def titles(self) -> list[str]:
         """Title by item id; entry 0 is the empty title of the unknown item."""
         return ["", *self.catalogue["title"]]
+
+    @cached_property
+    def distinct_titles(self) -> list[str]:
+        """The same where one that several items share bears the item's id: "Twins (1988) (item 2)"."""
+        often = Counter(self.titles)
+        return [t if often[t] == 1 else f"{t} (item {i})" for i, t in enumerate(self.titles)]
 
     @cached_property
     def hash(self) -> str:

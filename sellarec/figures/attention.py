@@ -25,17 +25,21 @@ SEGMENT_COLOURS = {
 
 
 def attention_layers_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
-    """Attention from the answer to each segment, layer by layer, stacked to 1, as `attention_by_layer` gives it."""
+    """Attention from the answer to each segment, layer by layer, stacked to 1.
+
+    Args:
+        table: As `analysis.attention.attention_by_layer` gives it; of a single case without `low` and `high`.
+    """
     figure = go.Figure()
+    interval = " [%{customdata[0]:.1%}, %{customdata[1]:.1%}]" if "low" in table else ""
     for segment, lines in table.groupby("segment", sort=False):
         figure.add_bar(
             x=lines["layer"],
             y=lines["share"],
-            customdata=lines[["low", "high"]],
+            customdata=lines[["low", "high"]] if interval else None,
             name=segment,
             marker_color=SEGMENT_COLOURS.get(segment, "#333333"),
-            hovertemplate="layer %{x}: %{y:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]"
-            "<extra>%{fullData.name}</extra>",
+            hovertemplate="layer %{x}: %{y:.1%}" + interval + "<extra>%{fullData.name}</extra>",
         )
     figure.update_layout(**LAYOUT, barmode="stack", bargap=0.1, height=480, xaxis_title="layer")
     figure.update_layout(legend={"orientation": "h", "y": -0.2, "traceorder": "normal"})

@@ -14,21 +14,9 @@ from sellarec.systems.base import System, Workspace
 
 
 def fit(work: Workspace, run: Run) -> None:
-    train = work.dataset.part("train")
-    prior = train["label"].mean()
-
-    def shrunk_means(column: str, size: int) -> np.ndarray:
-        seen = np.bincount(train[column], minlength=size + 1)
-        liked = np.bincount(train[column], weights=train["label"], minlength=size + 1)
-        return shrunk_rate(seen, liked, prior)
-
-    run.save_tensors(
-        "means",
-        {
-            "user": shrunk_means("user", work.dataset.n_users),
-            "item": shrunk_means("item", work.dataset.n_items),
-        },
-    )
+    prior = work.dataset.part("train")["label"].mean()
+    means = {column: shrunk_rate(*work.dataset.training_totals(column).T, prior) for column in ("user", "item")}
+    run.save_tensors("means", means)
 
 
 def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
