@@ -278,7 +278,7 @@ def show(figure: go.Figure, key: str | None = None) -> None:
     if title:
         st.subheader(title)
     if note:
-        st.caption(note)
+        st.caption(note.replace("<br>", " "))
     figure.update_layout(title=None, margin_t=max(30, (figure.layout.margin.t or 90) - 40))
     st.plotly_chart(figure, theme=None, key=key)
 

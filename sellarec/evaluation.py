@@ -173,7 +173,8 @@ class UserBootstrap:
         return self._weights.astype(np.float64) @ per_user
 
     def interval(self, metric: str, score: np.ndarray, baseline: np.ndarray | None = None) -> Interval:
-        """The 95 % interval of a metric ("auc" or "uauc"), or of its difference to a baseline's scores.
+        """The 95 % interval of a metric ("auc" or "uauc"), or of its difference to a baseline's scores; without bounds
+        (nan) where it rests on one user.
 
         Args:
             score, baseline: Shape (n,); or (k, n), of which the mean metric of the k is taken.
@@ -182,7 +183,7 @@ class UserBootstrap:
         if baseline is not None:
             other, others = self._mean(metric, baseline)
             value, samples = value - other, samples - others
-        if np.isnan(samples).all():
+        if np.isnan(samples).all() or self.judged[metric] < 2:  # every resample of one user is that user
             return Interval(value, float("nan"), float("nan"))
         low, high = np.nanpercentile(samples, [2.5, 97.5])
         return Interval(value, float(low), float(high))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from sellarec.errors import SellarecError, nearest
@@ -60,6 +61,12 @@ AS_IN_THE_PAPER: dict[str, Any] = {
     "stage3.facts": False,
 }
 """The method as its paper has it: what we add to it is off. docs/protocol.md says why we add it, and what remains."""
+
+
+def as_in_the_paper(config: object) -> bool:
+    """Whether a configuration has none of what we add to the method."""
+    wanted = (attrgetter(name)(config) == value for name, value in AS_IN_THE_PAPER.items())
+    return all(wanted)
 
 
 def _paper(size: str) -> dict[str, Any]:

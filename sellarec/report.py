@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -29,7 +30,9 @@ from pygments.formatters import HtmlFormatter
 from sellarec import tables
 from sellarec.analysis.claims import claims
 from sellarec.config import make_config
+from sellarec.data import sources
 from sellarec.errors import SellarecError, nearest
+from sellarec.profiles import as_in_the_paper
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES
 
@@ -130,9 +133,10 @@ def make_report(
 def _fingerprint(notebook: Path, parameters: dict[str, Any], work: Workspace) -> str:
     """A hash of everything that an executed notebook shows: its source, parameters, data, code, and the runs there."""
     code = sorted(Path(__file__).parent.rglob("*.py"))
-    runs = sorted(work.root.rglob("manifest.json"))
+    runs = sorted(p for place in work.places for p in place.rglob("manifest.json"))
     names = [p.relative_to(work.root).as_posix() for p in runs]
-    digest = hashlib.sha256(json.dumps([parameters, names, work.dataset.hash], sort_keys=True).encode())
+    model = [work.backbone_identity, work.base_dtype]
+    digest = hashlib.sha256(json.dumps([parameters, names, work.dataset.hash, model], sort_keys=True).encode())
     for path in (notebook, *code, *runs):  # a manifest holds the hashes of all that a run holds
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -250,8 +254,8 @@ def _entry(work: Workspace, folder: Path, pages: list[Page], profile: str) -> st
 <p class="soft">{escape(note)} Profile <code>{escape(profile)}</code>.</p>
 <h2>The paper's claims at this size</h2>
 <p>A claim holds or does not if its 95 % interval lies on one side of 0; otherwise it is undecided. Intervals resample
-the users of one training run of each system and are not adjusted for their number; another seed would move the values
-too.</p>
+the users of one training run of each system (items where a claim is about items) and are not adjusted for their number;
+another seed would move the values too.{_ours(work)}</p>
 <div class="scroll">{_claims_html(work)}</div>
 <h2>Every system</h2>
 <div class="scroll">{tables.pretty(overall).to_html(border=0)}</div>
@@ -263,6 +267,16 @@ too.</p>
 <p class="soft">Each run folder holds its settings, per-row scores and checksums. No rating is part of this report; its
 notebooks show titles, and examples of what users liked, which belong to whoever made the data.</p>
 """
+
+
+def _ours(work: Workspace) -> str:
+    """What has to be said where the method is not the paper's."""
+    if as_in_the_paper(work.config):
+        return ""
+    return (
+        " <b>The method is not quite the paper's</b>: by our default its prompts and tokens also hold what the "
+        "training part counts about user and item, genres and year. <code>--profile quick-paper</code> leaves that out."
+    )
 
 
 def _chapter(folder: Path, heading: str, notebook: str, figure: str, sentence: str) -> str:
@@ -286,10 +300,20 @@ def _claims_html(work: Workspace) -> str:
 
 def _folder_name(work: Workspace, profile: str, changes: dict[str, Any]) -> str:
     """One folder per settings, so that a changed one does not overwrite the profile's own report."""
-    name = f"{work.dataset.name}-{Path(work.config.backbone).name}-{profile}-{work.config.seed}"
-    if not changes:
-        return name
-    return f"{name}-{hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:6]}"
+    of = work.config
+    data = _short(work.dataset.name, of.dataset, sources.DATASETS)
+    model = _short(Path(of.backbone).name, of.backbone, sources.MODELS)
+    settings = f"-{_digest(json.dumps(changes, sort_keys=True))}" if changes else ""
+    return f"{data}-{model}-{profile}-{of.seed}{settings}"
+
+
+def _short(name: str, whole: str, registered: Mapping[str, object]) -> str:
+    """A name for a folder; files and hub ids that end alike are told apart by a digest of the whole."""
+    return name if whole in registered else f"{name}-{_digest(whole)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def _title(notebook: Path) -> str:

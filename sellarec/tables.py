@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 
 from sellarec.errors import SellarecError
 from sellarec.evaluation import FEWEST_USERS, SLICES, Interval, UserBootstrap, slice_masks
+from sellarec.profiles import as_in_the_paper
 from sellarec.systems.base import SEEDS, Workspace
 from sellarec.systems.registry import OVERALL, TABLES, find_system
 from sellarec.systems.rows import stage1_rows, stage2_rows, stage3_rows
@@ -62,7 +63,7 @@ def overall_table(work: Workspace, systems: Sequence[str] = OVERALL, part: str =
     Returns:
         Indexed by label: `system`; for each metric m: `m`, `m_low`, `m_high`; of the whole test part also `seeds`, how
         many of them are in the store, and `m_mean` and `m_spread`, mean and largest distance from it over these; and
-        `m_paper` (ML-1M only).
+        `m_paper` (ML-1M only); `attrs["paper"]` says how these were made.
     """
     if part not in SLICES:
         raise ValueError(f"part '{part}' is none of {SLICES}")
@@ -80,7 +81,9 @@ def overall_table(work: Workspace, systems: Sequence[str] = OVERALL, part: str =
             if work.dataset.name == "ml-1m" and part == "all":
                 line[f"{metric}_paper"] = PUBLISHED_ML_1M.get(name, (np.nan, np.nan))[n]
         lines.append(line)
-    return pd.DataFrame(lines).set_index("label")
+    table = pd.DataFrame(lines).set_index("label")
+    table.attrs["paper"] = "Qwen2-7B, all rows" + ("" if as_in_the_paper(work.config) else ", without our additions")
+    return table
 
 
 def _has_seed(other: Workspace, name: str) -> bool:
@@ -192,10 +195,15 @@ def by_part(lines: pd.DataFrame, metric: str) -> pd.DataFrame:
     users = "uauc_users" if metric == "uauc" else "users"
     shown = lines.assign(
         said=[
-            "undefined" if np.isnan(v) else f"{v:.3f} [{lo:.3f}, {hi:.3f}]".replace("0.", ".")
+            "undefined"
+            if np.isnan(v)
+            else f"{v:.3f}{'' if np.isnan(lo) else f' [{lo:.3f}, {hi:.3f}]'}".replace("0.", ".")
             for v, lo, hi in lines[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
         ],
-        column=[f"{p}: {r:,} rows, {u:,} users" for p, r, u in lines[["part", "rows", users]].itertuples(index=False)],
+        column=[
+            f"{p}: {r:,} rows, {u:,} users{' (too few)' if u < FEWEST_USERS else ''}"
+            for p, r, u in lines[["part", "rows", users]].itertuples(index=False)
+        ],
     )
     wide = shown.pivot(index="label", columns="column", values="said")
     return wide.loc[shown["label"].unique(), shown["column"].unique()].rename_axis(index=None, columns=metric.upper())
@@ -237,8 +245,13 @@ def provenance_table(work: Workspace, systems: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(lines).set_index("system").rename_axis(None)
 
 
-def scope(work: Workspace) -> str:
-    """One sentence that every table and figure carries: how much was trained on and scored."""
+def scope(work: Workspace, shown: str = "") -> str:
+    """One sentence that every table and figure carries: how much was trained on, what is shown, and whether the method
+    is the paper's.
+
+    Args:
+        shown: What stands there, if it is not all scored test rows: "user 3 and Heat (1995)".
+    """
     config, train = work.config, len(work.dataset.part("train"))
     test, scored = len(work.dataset.part("test")), len(work.part("test"))
     stages = [stage1_rows(work), stage2_rows(work), stage3_rows(work)]
@@ -248,7 +261,8 @@ def scope(work: Workspace) -> str:
         f"{work.dataset.name}, {Path(config.backbone).name}: stages 1, 2 and 3 on "
         f"{len(stages[0]):,}, {len(stages[1]):,} and {len(stages[2]):,} of {train:,} training rows"
         f"{f', {twice:,} of them in both 1 and 3' if twice else ''}; "
-        f"scored on {which} {test:,} test rows; seed {config.seed}."
+        f"{shown or f'scored on {which} {test:,} test rows'}; seed {config.seed}; prompt and tokens "
+        f"{'as in the paper' if as_in_the_paper(config) else 'with our additions'}."
     )
 
 
@@ -265,7 +279,9 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
             out[f"{metric.upper()}, {table.attrs['who']} is"] = table[f"{metric}_verdict"]
         if f"{metric}_paper" in table:
             paper = table[f"{metric}_paper"].astype(float)
-            out[f"{metric.upper()}, paper (7B)"] = ["" if np.isnan(v) else f"{v:.4f}" for v in paper]
+            out[f"{metric.upper()}, paper ({table.attrs['paper']})"] = [
+                "" if np.isnan(v) else f"{v:.4f}" for v in paper
+            ]
             out[f"{metric.upper()}, ours − paper"] = [
                 "" if np.isnan(v) else f"{v:+.4f}" for v in table[metric].astype(float) - paper
             ]
@@ -284,8 +300,16 @@ def export_table(table: pd.DataFrame, name: str, folder: str | Path | None, capt
         target = Path(folder) / "tables"
         target.mkdir(parents=True, exist_ok=True)
         table.to_csv(target / f"{name}.csv", float_format="%.6f")
-        latex = table.to_latex(float_format="%.4f", escape=True, caption=caption or None, label=f"tab:{name}")
+        latex = table.to_latex(
+            float_format="%.4f", escape=True, caption=_for_latex(caption) or None, label=f"tab:{name}"
+        )
         (target / f"{name}.tex").write_text(latex)
+
+
+def _for_latex(text: str) -> str:
+    special = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+    special |= {"^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"}
+    return text.translate(str.maketrans(special))
 
 
 def _bootstrap(work: Workspace, part: str) -> tuple[UserBootstrap, np.ndarray]:

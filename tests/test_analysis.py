@@ -8,12 +8,16 @@ from sellarec import figures, tables
 from sellarec.analysis import alignment, attention, calibration, claims, slices, step0
 from sellarec.analysis.alignment import Clouds
 from sellarec.analysis.what_if import Explorer
+from sellarec.config import make_config
 from sellarec.errors import SellarecError
 from sellarec.evaluation import Interval, UserBootstrap, auc, mean_interval, uauc
+from sellarec.figures.style import COLOURS
 from sellarec.prompts import SOFT_TOKENS
 from sellarec.runs import Run
+from sellarec.systems.base import Workspace
 from sellarec.systems.rows import stage2_rows
 from sellarec.systems.sella_collab import aligned_parts
+from tests.conftest import SMALL
 
 
 def test_warm_masks_are_both_definitions(small_workspace):
@@ -262,6 +266,56 @@ def test_a_claim_holds_only_if_its_interval_lies_above_zero():
 def test_a_handful_of_users_decides_nothing():
     few = claims.Gain(Interval(0.2, 0.1, 0.3), users=9)
     assert few.verdict == "undecided" and str(few) == "ΔAUC +0.2000 [+0.1000, +0.3000], 9 users (too few)"
+
+
+def test_without_a_warm_row_there_is_nothing_to_carry_over(planted_table, llama, tmp_path):
+    table = pd.read_csv(planted_table)
+    when = table["timestamp"]
+    table.loc[when > when.min() + 0.8 * (when.max() - when.min()), "user"] += 100  # all test users are new
+    table.to_csv(tmp_path / "new.csv", index=False)
+    config = make_config("smoke", str(tmp_path / "new.csv"), backbone=str(llama), **SMALL)
+    work = Workspace(config, tmp_path / "runs")
+    assert not work.part("test")["warm"].any()
+    found = step0.step0_table(work)
+    assert list(found.index) == [*step0.CONDITIONS, step0.TEXT_ONLY] and (found["rows"] == 0).all()
+    assert found[["auc", "gain_low"]].isna().all(axis=None)
+    assert list(claims._carries_over(work)) == []
+
+
+def test_parts_of_one_class_leave_an_empty_figure_that_says_so(small_workspace):
+    rows = small_workspace.part("test")
+    liked = {"liked": (rows["label"] == 1).to_numpy()}
+    found = slices.metrics_on(small_workspace, ("counting",), liked)
+    assert found.empty and {"label", "part", "auc_low", "uauc_high"} <= set(found)
+    figure = figures.slices_figure(found, "Liked rows", "A note.")
+    assert not figure.data
+    assert figure.layout.title.subtitle.text.startswith("No part of the rows has both likes and dislikes. A note.")
+    assert tables.by_part(found, "auc").empty
+
+
+def test_alignment_of_one_item_is_undefined():
+    one = Clouds(np.array([3]), *(np.ones((1, 4), dtype=np.float32) for _ in range(3)))
+    assert alignment.alignment_numbers({"one": one}).isna().all(axis=None)
+
+
+def test_titles_are_text_and_no_markup():
+    effects = pd.DataFrame({"delta": [0.1, -0.2]}, index=["without <b>Heat</b>", "without <Warm_ID>"])
+    drawn = figures.effects_figure(effects, "delta", "").data[0]
+    assert list(drawn.y) == ["without &lt;b&gt;Heat&lt;/b&gt;", "without &lt;Warm_ID&gt;"]
+    points = pd.DataFrame({"condition": "c", "cloud": ["semantic", "collaborative"], "x": [0.0, 1.0], "y": 0.5})
+    points = points.assign(title="A <br> & B", genre="Drama", ratings=3, item=1)
+    text = figures.map_figure(points).data[0].text[0]
+    assert text == "A &lt;br&gt; &amp; B<br>Drama, 3 ratings"
+
+
+def test_every_systems_colour_can_be_seen_on_white():
+    def luminance(colour):
+        parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return np.dot([0.2126, 0.7152, 0.0722], linear)
+
+    assert {name: c for name, c in COLOURS.items() if 1.05 / (luminance(c) + 0.05) < 3} == {}
+    assert len(set(COLOURS.values())) == len(COLOURS)
 
 
 def test_axis_labels_that_would_touch_share_a_place():

@@ -106,6 +106,14 @@ def test_the_interval_holds_the_estimate_and_a_clear_difference_excludes_zero(sa
     assert not bootstrap.interval("uauc", good, good).excludes_zero
 
 
+def test_what_rests_on_one_user_has_no_interval():
+    one = UserBootstrap(np.array([7] * 4), np.array([0, 1, 0, 1])).interval("auc", np.array([0.1, 0.4, 0.2, 0.15]))
+    assert one.value == 0.75 and np.isnan([one.low, one.high]).all() and not one.excludes_zero
+    user, label = np.array([1, 1, 2, 2]), np.array([0, 1, 1, 1])  # only user 1 has both classes
+    two = UserBootstrap(user, label)
+    assert np.isnan(two.interval("uauc", np.arange(4.0)).low) and np.isfinite(two.interval("auc", np.arange(4.0)).low)
+
+
 def test_pairing_narrows_the_interval_of_nearly_equal_scores(sample):
     user, label, good, _ = sample
     bootstrap = UserBootstrap(user, label)

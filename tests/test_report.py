@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from sellarec import figures, report
 from sellarec.config import make_config
+from sellarec.data import sources
 from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
 from sellarec.figures.style import COLOURS
@@ -49,6 +51,10 @@ def test_changed_settings_get_a_folder_of_their_own(made, small_workspace):
     assert re.search(r"-smoke-0-[0-9a-f]{6}$", made.name)
     names = [report._folder_name(small_workspace, "smoke", c) for c in ({}, {"stage3.rows": 5}, {"stage3.rows": 6})]
     assert names[0].endswith("-smoke-0") and len(set(names)) == 3
+    registered = [report._short("ml-1m", "ml-1m", sources.DATASETS), report._short("smollm2-135m", "smollm2-135m", {})]
+    assert registered[0] == "ml-1m" and re.fullmatch(r"smollm2-135m-[0-9a-f]{6}", registered[1])
+    alike = [report._short("ratings", f"/{folder}/ratings.csv", sources.DATASETS) for folder in ("x", "y")]
+    assert alike[0] != alike[1] and all(re.fullmatch(r"ratings-[0-9a-f]{6}", name) for name in alike)
 
 
 def test_the_report_has_a_page_per_notebook_and_every_link_leads_somewhere(made):
@@ -69,7 +75,8 @@ def test_the_entry_page_says_what_was_scored_how_it_came_out_and_where_from(made
     claims = re.findall(r"<tr><td>(.+?)</td><td>(.+?)</td><td class=.+?>(.+?)</td><td>(.+?)</td></tr>", text)
     assert claims[0][:2] == ("SeLLa-Rec beats every baseline of the paper", "Table 3")
     assert {v for _, _, v, _ in claims} <= {"holds", "does not hold", "undecided"}
-    assert all(re.search(r"[+−-]\d\.\d{4} \[", evidence) for *_, evidence in claims)
+    assert all(re.search(r"[+−-]\d\.\d{4} \[|too few", evidence) for *_, evidence in claims)
+    assert "The method is not quite the paper's" in text
     for name in OVERALL:
         assert f"/{name}/0-" in text
 
@@ -133,10 +140,20 @@ def test_a_second_report_executes_only_what_could_have_changed(made, planted_tab
     other.mkdir(parents=True)
     (other / "manifest.json").write_text("{}")
     assert again() == names  # a table may show the new run
+    elsewhere = root / "runs" / "other-data" / "no-llm" / "mf" / "0-abc"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "manifest.json").write_text("{}")
+    assert again() == []  # no table shows another dataset's
+    shutil.rmtree(elsewhere.parents[2])
     shutil.rmtree(other.parent)
     assert again() == names and again() == []
     with monkeypatch.context() as patched:  # the same path with other ratings in it
         patched.setitem(vars(open_dataset(str(planted_table), DataConfig())), "hash", "another")
+        patched.setattr(report, "write_pages", lambda *a: None)
+        assert again() == names
+    assert again() == names and again() == []
+    with monkeypatch.context() as patched:  # the same path with another model in it
+        patched.setattr("sellarec.systems.base.identity", lambda name: (Path(name).name, "other weights"))
         patched.setattr(report, "write_pages", lambda *a: None)
         assert again() == names
     assert again() == names and again() == []

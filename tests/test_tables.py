@@ -7,12 +7,15 @@ import pytest
 from sellarec.config import make_config
 from sellarec.evaluation import UserBootstrap, auc
 from sellarec.figures import difference_figure
+from sellarec.profiles import AS_IN_THE_PAPER
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL
 from sellarec.tables import (
     blend_table,
+    by_part,
     difference_table,
     differences,
+    export_table,
     overall_table,
     pretty,
     provenance_table,
@@ -53,6 +56,33 @@ def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, m
     )
     with pytest.raises(ValueError, match="none of"):
         overall_table(small_workspace, part="hot")
+
+
+def test_a_note_says_what_is_shown_and_whether_the_method_is_the_papers(small_workspace):
+    ours, paper = small_workspace, small_workspace.variant(AS_IN_THE_PAPER)
+    assert scope(ours).endswith("seed 0; prompt and tokens with our additions.")
+    assert scope(paper).endswith("prompt and tokens as in the paper.")
+    shown = scope(ours, "user 3 and Heat (1995)")
+    assert "; user 3 and Heat (1995); seed 0" in shown and "scored on" not in shown
+    assert overall_table(ours, ("counting",)).attrs["paper"] == "Qwen2-7B, all rows, without our additions"
+
+
+def test_a_caption_is_latex(tmp_path):
+    export_table(pd.DataFrame({"a": [1.0]}), "t", tmp_path, r"my_songs & 50 % of <User_ID>\1")
+    made = (tmp_path / "tables" / "t.tex").read_text()
+    assert r"\caption{my\_songs \& 50 \% of \textless{}User\_ID\textgreater{}\textbackslash{}1}" in made
+
+
+def test_parts_with_few_users_say_so():
+    lines = pd.DataFrame(
+        {
+            **{"system": "mf", "label": "MF", "part": ["warm", "cold"], "rows": [900, 4], "users": [40, 1]},
+            **{"uauc_users": [38, 1], "auc": [0.7, 0.75], "auc_low": [0.6, np.nan], "auc_high": [0.8, np.nan]},
+        }
+    )
+    shown = by_part(lines, "auc").loc["MF"]
+    assert shown["warm: 900 rows, 40 users"] == ".700 [.600, .800]"
+    assert shown["cold: 4 rows, 1 users (too few)"] == ".750"
 
 
 def test_a_blend_is_the_mean_of_two_rankings_against_the_one_alone(small_workspace):

@@ -54,7 +54,14 @@ for n, condition in enumerate(points["condition"].unique(), start=1):
     here = points[(points["item"] == item) & (points["condition"] == condition)]
     ring = {"size": 18, "symbol": "circle-open", "line": {"width": 3}, "color": "#000000"}
     figure.add_scatter(
-        x=here["x"], y=here["y"], mode="markers", marker=ring, name=titles[item], showlegend=n == 1, row=1, col=n
+        x=here["x"],
+        y=here["y"],
+        mode="markers",
+        marker=ring,
+        name=figures.as_text([titles[item]])[0],
+        showlegend=n == 1,
+        row=1,
+        col=n,
     )
 figure.for_each_annotation(lambda a: a.update(text=a.text.replace(" ", "<br>", 1)))  # side by side on a phone too
 show(figure)

@@ -105,10 +105,14 @@ def alignment_numbers(clouds: dict[str, Clouds]) -> pd.DataFrame:
         Indexed by (clouds, target): `cosine` and `null`, means for the item's own and another's vector; `distance` of
         the centroids of the vectors scaled to length 1; `separability`, a linear classifier's cross-validated AUC at
         telling the clouds apart; `recall`, how often an item's two vectors are among each other's 10 nearest of the
-        other cloud, both ways averaged; `chance` of that.
+        other cloud, both ways averaged; `chance` of that. Undefined (nan) of fewer than two items.
     """
     lines = {}
     for name, pair in clouds.items():
+        if len(pair.items) < 2:
+            names = ("cosine", "null", "distance", "separability", "recall", "chance")
+            lines |= {(name, target): dict.fromkeys(names, np.nan) for target in ("as distilled", "as trained")}
+            continue
         projected = _unit(pair.projected)
         for target, vectors in (("as distilled", _unit(pair.distilled)), ("as trained", _unit(pair.semantic))):
             cosine = cosines_between(projected, vectors)

@@ -98,6 +98,12 @@ def _average(work: Workspace, run: Run) -> None:
     run.save_table("effects", pd.DataFrame(changes))
 
 
+def rows_averaged(work: Workspace) -> str:
+    """Over how many rows the means are, for a note."""
+    scored = len(work.part("test"))
+    return f"means over {min(work.config.analysis.attention_rows, scored):,} of {scored:,} scored test rows"
+
+
 def grouped(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The segments in the order of the prompt, with the titles of the history as one."""
     history = [v for name, v in parts.items() if name.startswith("title ")]

@@ -16,6 +16,9 @@ from sellarec.tables import PUBLISHED_ML_1M
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 
+FEWEST_ITEMS = 20
+"""With fewer items, ten nearest neighbours among them say nothing."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -38,7 +41,7 @@ def claims(work: Workspace) -> list[Claim]:
         *_improves_warm_and_cold(work),
     ]
     found += [_part_is_worth_something(work, v.name) for v in ABLATIONS if work.is_done(v.name)]
-    return [*found, _clouds_meet(work), _clouds_meet_unseen(work), _carries_over(work)]
+    return [*found, _clouds_meet(work), _clouds_meet_unseen(work), *_carries_over(work)]
 
 
 @dataclass(frozen=True)
@@ -122,19 +125,24 @@ def _clouds_meet(work: Workspace) -> Claim:
 
 def _clouds_meet_unseen(work: Workspace) -> Claim:
     clouds = alignment.left_out(work)
+    text = "It does so for items that it did not see: text and behaviour agree"
+    said = f"{len(clouds.items):,} items left out"
+    if len(clouds.items) < FEWEST_ITEMS:
+        return Claim(text, "Fig. 6, 7", UNDECIDED, f"{said} (too few)")
     hits = alignment.hits_at(alignment.cosines_between(clouds.projected, clouds.distilled))
     chance = min(1.0, alignment.NEIGHBOURS / len(hits))
-    gain = mean_interval(clouds.items, hits - chance)
-    text = "It does so for items that it did not see: text and behaviour agree"
-    said = f"{len(hits):,} items left out, recall@{alignment.NEIGHBOURS} among them minus chance: {_number(gain)}"
+    gain = mean_interval(clouds.items, hits - chance)  # resamples items
+    said += f", recall@{alignment.NEIGHBOURS} among them minus chance, items resampled: {_number(gain)}"
     return Claim(text, "Fig. 6, 7", verdict(gain), f"{said}; chance {chance:.3f}")
 
 
-def _carries_over(work: Workspace) -> Claim:
+def _carries_over(work: Workspace) -> Iterator[Claim]:
     line = step0.step0_table(work).loc["no CL, random projection"]
+    if not line["rows"]:
+        return
     gain = Gain(Interval(line["gain"], line["gain_low"], line["gain_high"]), int(line["users"]))
     text = "The aligned projection carries over before stage 3 learns"
-    return Claim(text, "Table 6", gain.verdict, f"warm rows at step 0: {gain}")
+    yield Claim(text, "Table 6", gain.verdict, f"warm rows at step 0: {gain}")
 
 
 def _label(name: str) -> str:

@@ -65,7 +65,8 @@ def metrics_on(work: Workspace, systems: Sequence[str], masks: Mapping[str, np.n
                 interval = bootstrap.interval(metric, score)
                 line |= interval.columns(metric)
             lines.append(line)
-    return pd.DataFrame(lines)
+    bounds = [m + end for m in ("auc", "uauc") for end in ("", "_low", "_high")]
+    return pd.DataFrame(lines, columns=["system", "label", "part", "rows", "users", "uauc_users", *bounds])
 
 
 def _bin_name(low: int, high: int | None) -> str:

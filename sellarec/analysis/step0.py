@@ -36,9 +36,13 @@ def step0_table(work: Workspace) -> pd.DataFrame:
 
     Returns:
         Indexed by condition: `rows`, `users`, `draws`, `auc`, `auc_low`, `auc_high`, and `gain`, `gain_low`,
-        `gain_high`: the first condition minus this one, paired; means over the draws of a random projection.
+        `gain_high`: the first condition minus this one, paired; means over the draws of a random projection. Undefined
+        (nan) if no scored test row is warm.
     """
     frame = pd.read_parquet(work.run_of(STEP0).folder / "step0.parquet")
+    if frame.empty:
+        columns = ["draws", *(m + end for m in ("auc", "gain") for end in ("", "_low", "_high"))]
+        return pd.DataFrame({"rows": 0, "users": 0, **dict.fromkeys(columns, np.nan)}, [*CONDITIONS, TEXT_ONLY])
     rows = work.dataset.interactions.loc[frame["row"]]
     frame[TEXT_ONLY] = work.run("tallrec").scores.set_index("row")["score"].loc[frame["row"]].to_numpy()
     bootstrap = UserBootstrap(rows["user"].to_numpy(), rows["label"].to_numpy())
@@ -55,6 +59,8 @@ def step0_table(work: Workspace) -> pd.DataFrame:
 def _score(work: Workspace, run: Run) -> None:
     test = work.part("test")
     rows = sample_users(test[test["warm"]], work.config.analysis.step0_rows, seed=0).index.to_numpy()
+    if not len(rows):
+        return run.save_table("step0", pd.DataFrame({"row": rows.astype(np.int64)}))
     lm, scores, model = work.tuned_model, {}, None
     for number, (name, changes) in enumerate(CONDITIONS.items()):
         variant = work.variant(changes)
@@ -66,7 +72,8 @@ def _score(work: Workspace, run: Run) -> None:
                 model = model or HybridModel(lm, soft, variant, rows)
                 model.soft = soft
                 kept.mkdir(exist_ok=True)
-                found = model.score(label=f"step 0, {label}", resume=kept / "partial.npy")
+                raw_yes = work.config.evaluation.raw_yes
+                found = model.score(raw_yes=raw_yes, label=f"step 0, {label}", resume=kept / "partial.npy")
                 if is_main():
                     np.save(kept / "part.npy", found)
                     (kept / "part.npy").rename(kept / "done.npy")
@@ -78,13 +85,17 @@ def _score(work: Workspace, run: Run) -> None:
 STEP0 = System(
     "step0",
     "Step 0",
-    lambda config: {
-        "rows": config.analysis.step0_rows,
-        "scored": config.evaluation,
-        "stage2": config.stage2,
-        "prompt": config.prompt,
-        "vector_norm": config.stage3.vector_norm,
-    },
+    # once, raw logits were compared with log-odds; keys of other runs stay
+    lambda config: (
+        ({"raw_yes": 2} if config.evaluation.raw_yes else {})
+        | {
+            "rows": config.analysis.step0_rows,
+            "scored": config.evaluation,
+            "stage2": config.stage2,
+            "prompt": config.prompt,
+            "vector_norm": config.stage3.vector_norm,
+        }
+    ),
     _score,
     needs=("tallrec", "sella_collab"),
     uses_backbone=True,

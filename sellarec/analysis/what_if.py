@@ -162,6 +162,11 @@ class Explorer:
             raise SellarecError(f"user {user} has no test row; name an item as well.")
         return self.case_of_row(int(rows[0]))
 
+    def name(self, case: Case) -> str:
+        """Whom and what a case is about."""
+        whose = f"user {case.user}" if case.user else "a new user"
+        return f"{whose} and {self.dataset.distinct_titles[case.item]}"
+
     def strangers(self, case: Case) -> tuple[int, int]:
         """Another user and another item of the training part, always the same ones for a case."""
         train = self.dataset.part("train")

@@ -16,9 +16,10 @@ from sellarec.figures.results import (
     slices_figure,
     training_figure,
 )
-from sellarec.figures.style import export_figure
+from sellarec.figures.style import as_text, export_figure
 
 __all__ = [
+    "as_text",
     "attention_layers_figure",
     "attention_map_figure",
     "attention_shares_figure",

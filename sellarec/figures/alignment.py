@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sellarec.figures.style import LAYOUT, titled
+from sellarec.figures.style import LAYOUT, as_text, titled
 
 
 def cosine_figure(cosines: dict[str, dict[str, np.ndarray]], note: str = "") -> go.Figure:
@@ -70,7 +70,12 @@ def map_figure(points: pd.DataFrame, note: str = "") -> go.Figure:
             x=part["x"].astype(np.float32),
             y=part["y"].astype(np.float32),
             mode="markers",
-            text=part["title"] + "<br>" + part["genre"] + ", " + part["ratings"].astype(str) + " ratings",
+            text=[
+                f"{title}<br>{genre}, {ratings} ratings"
+                for title, genre, ratings in zip(
+                    as_text(part["title"]), as_text(part["genre"]), part["ratings"], strict=True
+                )
+            ],
             hovertemplate="%{text}<extra></extra>",
             marker={"size": 5, "opacity": 0.7, "symbol": "circle" if cloud == "semantic" else "diamond"},
             row=1,

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sellarec.figures.style import LAYOUT, error_bars, titled
+from sellarec.figures.style import LAYOUT, as_text, error_bars, titled
 
 SEGMENT_COLOURS = {
     "sink": "#CCCCCC",
@@ -131,7 +131,7 @@ def effects_figure(table: pd.DataFrame, value: str, title: str, note: str = "") 
     figure = go.Figure()
     figure.add_bar(
         x=table[value],
-        y=list(table.index),
+        y=as_text(table.index),
         orientation="h",
         marker_color=np.where(table[value] < 0, "#0072B2", "#D55E00"),
         hovertemplate="%{y}: %{x:+.3f}<extra></extra>",
@@ -139,5 +139,5 @@ def effects_figure(table: pd.DataFrame, value: str, title: str, note: str = "") 
     )
     figure.add_vline(x=0, line={"color": "#888888"})
     figure.update_layout(**LAYOUT, height=170 + 34 * len(table), xaxis_title="change of the log-odds")
-    figure.update_yaxes(categoryorder="array", categoryarray=list(table.index)[::-1], automargin=True)
+    figure.update_yaxes(categoryorder="array", categoryarray=as_text(table.index)[::-1], automargin=True)
     return titled(figure, title, note)

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from sellarec.evaluation import FEWEST_USERS
 from sellarec.figures.style import COLOURS, LAYOUT, LEGEND_BELOW, error_bars, titled
 
 
@@ -43,7 +44,7 @@ def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
                 y=list(known.index),
                 mode="markers",
                 marker={"symbol": "diamond-open", "size": 10, "color": "#333333"},
-                name="paper (Qwen2-7B, all rows)",
+                name=f"paper ({table.attrs['paper']})",
                 showlegend=col == 1,
                 row=1,
                 col=col,
@@ -87,10 +88,15 @@ def slices_figure(table: pd.DataFrame, title: str, note: str = "") -> go.Figure:
     Args:
         table: As `analysis.slices.metrics_on` gives it.
     """
+    if table.empty:
+        return titled(go.Figure(), title, f"No part of the rows has both likes and dislikes. {note}")
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     counts = table.drop_duplicates("part")
     shown = counts[["part", "rows", "users", "uauc_users"]].to_numpy()
-    names = [f"{p}<br>{r:,} rows<br>{u:,} users<br>{v:,} in UAUC" for p, r, u, v in shown]
+    names = [
+        f"{p}<br>{r:,} rows<br>{u:,} users<br>{v:,} in UAUC{'<br>(too few)' if v < FEWEST_USERS else ''}"
+        for p, r, u, v in shown
+    ]
     place = dict(zip(counts["part"], names, strict=True))
     for system, lines in table.groupby("system", sort=False):
         for row, metric in enumerate(("auc", "uauc"), start=1):

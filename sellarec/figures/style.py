@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import textwrap
+from html import escape
 from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
 
-# Okabe and Ito's palette, then Tol's muted one: distinct for colour-blind readers; one colour per system everywhere.
+# After Okabe and Ito's palette and Tol's muted one, distinct for colour-blind readers; pale tones are darker here, so
+# that each has a contrast of 3 against white. One colour per system everywhere.
 COLOURS = {
-    "counting": "#999999",
+    "counting": "#8C8C8C",
     "mlp_records": "#000000",
-    "mf": "#56B4E9",
+    "mf": "#3E9BC8",
     "mf_bias": "#0072B2",
     "sella_collab": "#009E73",
     "mlp_control": "#CC79A7",
-    "zero_shot": "#F0E442",
-    "tallrec": "#E69F00",
+    "zero_shot": "#A89200",
+    "tallrec": "#C47F00",
     "tallrec_further": "#7A4B00",
     "sella": "#D55E00",
-    "lightgcn": "#88CCEE",
+    "lightgcn": "#6C8EBF",
     "sasrec": "#332288",
     "din": "#882255",
     "ctrl": "#AA4499",
-    "binary_mf": "#44AA99",
-    "prompt4nr": "#DDCC77",
+    "binary_mf": "#3A9988",
+    "prompt4nr": "#5E7D2C",
     "person_prompt": "#999933",
     "collm": "#117733",
     "binllm": "#661100",
 }
 
-SPLIT_COLOURS = {"train": "#0072B2", "valid": "#E69F00", "test": "#D55E00"}
+SPLIT_COLOURS = {"train": "#0072B2", "valid": "#C47F00", "test": "#D55E00"}
 
 LAYOUT = {
     "template": "plotly_white",
@@ -60,7 +63,13 @@ def error_bars(table: pd.DataFrame, name: str, **style: float) -> dict:
     return {"array": above, "arrayminus": below, "thickness": 2, **style}
 
 
+def as_text(words: pd.Index | pd.Series | list[str]) -> list[str]:
+    """Words of data as plotly should show them: it reads "<" as the start of markup."""
+    return [escape(str(word), quote=False) for word in words]
+
+
 def titled(figure: go.Figure, title: str, note: str) -> go.Figure:
-    subtitle = {"subtitle": {"text": note, "font": {"size": 12, "color": "#666666"}}} if note else {}
+    lines = "<br>".join(textwrap.wrap(note, 135, break_long_words=False))
+    subtitle = {"subtitle": {"text": lines, "font": {"size": 12, "color": "#666666"}}} if note else {}
     place = {"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 12}, "font": {"size": 17}}
     return figure.update_layout(title={"text": title, **place, **subtitle})

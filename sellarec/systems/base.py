@@ -22,8 +22,11 @@ from sellarec.data.open import open_dataset
 from sellarec.distributed import agreed, is_main, wait, world
 from sellarec.errors import SellarecError
 from sellarec.evaluation import metrics
-from sellarec.runs import Run, RunKey, ensure_run, is_begun, is_there, last_failure
+from sellarec.runs import Run, RunKey, ensure_run, folder_name, is_begun, is_there, last_failure
 from sellarec.settings import Config
+
+NO_LLM = "no-llm"
+"""Where the run store has the runs of systems without a backbone."""
 
 SEEDS = range(10)
 """Seeds that are looked for in the store."""
@@ -214,13 +217,13 @@ class Workspace:
             shared["version"] = system.version
         if system.uses_backbone:
             shared["dtype"] = self.base_dtype
-            if self._backbone[1]:
-                shared["weights"] = self._backbone[1]
+            if self.backbone_identity[1]:
+                shared["weights"] = self.backbone_identity[1]
         if system.score:
             shared["evaluation"] = self.config.evaluation
         return RunKey(
             dataset=self.dataset.name,
-            backbone=self._backbone[0] if system.uses_backbone else "no-llm",
+            backbone=self.backbone_identity[0] if system.uses_backbone else NO_LLM,
             system=system.name,
             seed=self.config.seed if system.uses_seed else 0,
             settings=_as_dict(shared | settings),
@@ -228,12 +231,19 @@ class Workspace:
             upstream={n: self.run(n).config["key"] for n in system.needs},
         )
 
+    @property
+    def places(self) -> list[Path]:
+        """The folders of the run store that hold this dataset's runs under this backbone and without one."""
+        return [
+            self.root / folder_name(self.dataset.name) / folder_name(n) for n in (self.backbone_identity[0], NO_LLM)
+        ]
+
     @cached_property
-    def _backbone(self) -> tuple[str, str | None]:
+    def backbone_identity(self) -> tuple[str, str | None]:
         """Name and fingerprint, see `identity`."""
         parent = self._parent
         same = parent and parent.config.backbone == self.config.backbone
-        return parent._backbone if same else identity(self.config.backbone)
+        return parent.backbone_identity if same else identity(self.config.backbone)
 
     @cached_property
     def base_dtype(self) -> str:
