@@ -106,7 +106,7 @@ def test_codes_that_tell_users_apart_are_counted():
 
 def test_codes_stand_where_the_soft_tokens_stand_and_a_hidden_user_has_the_strangers_code(small_workspace):
     work = small_workspace
-    model, lm = binllm._trained(work, work.run("binary_mf")), work.base_model
+    model, lm = binllm._trained(work), work.base_model
     row = int(work.dataset.part("train").index[0])
     user, item = work.dataset.interactions.loc[row, ["user", "item"]]
     codes = [dotted_text(model.user_bits(torch.tensor([u]))[0]) for u in (user, 0)]
@@ -170,7 +170,7 @@ def test_the_adapter_goes_on_from_stage_1_and_ends_elsewhere(small_workspace, na
     steps = math.ceil(len(stage3_rows(small_workspace)) / config.batch)
     assert 0 < moved <= 1.1 * config.learning_rate * steps
 
-    monkeypatch.setattr("sellarec.systems.tuned_further.train", lambda *args, **kwargs: None)
+    monkeypatch.setattr("sellarec.systems.tallrec.train", lambda *args, **kwargs: None)
     find_system(name).fit(small_workspace, Run(tmp_path))
     untrained = weights(Run(tmp_path))
     assert all(np.array_equal(untrained[k], before[k]) for k in before)

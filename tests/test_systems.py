@@ -296,15 +296,15 @@ def test_raw_logits_keep_their_order_far_from_zero_and_whoever_is_asked_beside_t
 
 
 def test_a_later_setting_leaves_the_keys_of_older_runs_alone(small_workspace):
-    usual = small_workspace._key(find_system("sella_collab")).settings
+    usual = small_workspace.key(find_system("sella_collab")).settings
     assert "without_contrast" not in usual["stage2"] and "domain" not in usual["data"]
-    other = small_workspace.variant({"stage2.without_contrast": 0.25})._key(find_system("sella_collab")).settings
+    other = small_workspace.variant({"stage2.without_contrast": 0.25}).key(find_system("sella_collab")).settings
     assert other["stage2"] == {**usual["stage2"], "without_contrast": 0.25}
 
 
 def test_settings_that_change_no_result_change_no_key(small_workspace):
     def key(name, **changes):
-        return small_workspace.variant({k.replace("__", "."): v for k, v in changes.items()})._key(find_system(name))
+        return small_workspace.variant({k.replace("__", "."): v for k, v in changes.items()}).key(find_system(name))
 
     assert key("tallrec", stage1__checkpoint_seconds=5.0).digest == key("tallrec").digest
     for idle in ({"stage3__records": False}, {"stage3__tokens": "warm"}, {"stage3__learning_rate": 0.5}):

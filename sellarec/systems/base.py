@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.special import expit
+from torch import Tensor
 
 from sellarec.backbone.language_model import LanguageModel, open_language_model
 from sellarec.backbone.loading import choose_placement, identity
@@ -117,7 +119,7 @@ class Workspace:
         parent, stage1 = self._parent, _find("tallrec")
         if not self.config.lora.rank:
             return self.base_model
-        if parent and parent._key(stage1).digest == self._key(stage1).digest:
+        if parent and parent.key(stage1).digest == self.key(stage1).digest:
             return parent.tuned_model
         return merge_lora(self.fresh_model(), self.with_weights("tallrec").weights("adapter"))
 
@@ -149,8 +151,9 @@ class Workspace:
         return self._runs[system.name]
 
     def _ensure(self, system: System, *, weights: bool = False) -> Run:
-        variant = self.variant(system.changes)
-        key = variant._key(system)
+        variant, key = self.variant(system.changes), self.key(system)
+        for name in system.needs:
+            variant.run(name)
         opened = self._opened.get(key.digest)
         if opened and (opened.has_weights or not weights):
             return opened
@@ -198,38 +201,46 @@ class Workspace:
 
     def has(self, system: System) -> bool:
         """As `is_done`, also for a step that is not in the registry."""
-        key = self._key_if_ready(system)
-        return key is not None and key.folder(self.root).exists()
+        key = self._key_if_valid(system)
+        there = key is not None and key.folder(self.root).exists()
+        return there and all(self.variant(system.changes).is_done(name) for name in system.needs)
 
-    def _under_settings_of(self, system: System) -> Workspace | None:
-        """The workspace under whose settings a system is computed; None if it refuses these: to compute it says why."""
-        try:
-            variant = self.variant(system.changes)
-            system.settings(variant.config)
-        except SellarecError:
-            return None
-        return variant
+    def key(self, system: System) -> RunKey:
+        """The identity of a system's run under these settings; nothing is computed for it.
 
-    def _key(self, system: System) -> RunKey:
-        settings = system.settings(self.config)  # before the upstream runs: a typo should not cost hours
-        shared: dict[str, Any] = {"data": self.config.data}
+        Raises:
+            SellarecError: the system, or one that it needs, refuses these settings.
+        """
+        place = self.variant(system.changes)
+        shared: dict[str, Any] = {"data": place.config.data}
         if system.version > 1:
             shared["version"] = system.version
         if system.uses_backbone:
-            shared["dtype"] = self.base_dtype
-            if self.backbone_identity[1]:
-                shared["weights"] = self.backbone_identity[1]
+            shared["dtype"] = place.base_dtype
+            if place.backbone_identity[1]:
+                shared["weights"] = place.backbone_identity[1]
         if system.score:
-            shared["evaluation"] = self.config.evaluation
+            shared["evaluation"] = place.config.evaluation
         return RunKey(
-            dataset=self.dataset.name,
-            backbone=self.backbone_identity[0] if system.uses_backbone else NO_LLM,
+            dataset=place.dataset.name,
+            backbone=place.backbone_identity[0] if system.uses_backbone else NO_LLM,
             system=system.name,
-            seed=self.config.seed if system.uses_seed else 0,
-            settings=_as_dict(shared | settings),
-            data_hash=self.dataset.hash,
-            upstream={n: self.run(n).config["key"] for n in system.needs},
+            seed=place.config.seed if system.uses_seed else 0,
+            settings=_as_dict(shared | system.settings(place.config)),
+            data_hash=place.dataset.hash,
+            upstream={name: place.key(_find(name)).digest for name in system.needs},
         )
+
+    def _key_if_valid(self, system: System) -> RunKey | None:
+        """A system's key; None if it refuses these settings: to compute it says why."""
+        _ = (
+            self.dataset,
+            self.backbone_identity if system.uses_backbone else None,
+        )  # errors of these are none of its own
+        try:
+            return self.key(system)
+        except SellarecError:
+            return None
 
     @property
     def places(self) -> list[Path]:
@@ -250,21 +261,18 @@ class Workspace:
         return choose_placement(self.config.dtype).number_format
 
     def failure(self, name: str) -> str | None:
-        """Why the last try to compute a system failed; None if it did not, or what it needs is missing."""
-        key = self._key_if_ready(_find(name))
+        """Why the last try to compute a system failed; None if it did not."""
+        key = self._key_if_valid(_find(name))
         return last_failure(self.root, key) if key else None
 
     def begun(self, name: str) -> list[str]:
         """Of a missing system and all that it needs, the ones whose computation was begun and is not finished."""
         system = _find(name)
-        variant, key = self._under_settings_of(system), self._key_if_ready(system)
-        found = [n for need in system.needs for n in variant.begun(need)] if variant else []
-        return [*dict.fromkeys(found), *([name] if key and is_begun(self.root, key) else [])]
-
-    def _key_if_ready(self, system: System) -> RunKey | None:
-        """A system's key; None if a run that it grows from is missing, or it refuses these settings."""
-        variant = self._under_settings_of(system)
-        return variant._key(system) if variant and all(variant.is_done(n) for n in system.needs) else None
+        key = self._key_if_valid(system)
+        if key is None:
+            return []
+        found = [n for need in system.needs for n in self.variant(system.changes).begun(need)]
+        return [*dict.fromkeys(found), *([name] if is_begun(self.root, key) else [])]
 
     def _compute(self, system: System, run: Run) -> None:
         """Of several processes all take part where there is a language model; the others wait otherwise."""
@@ -303,6 +311,16 @@ def _find(name: str) -> System:
     from sellarec.systems.registry import find_system  # late: the registry imports every system, and these this module
 
     return find_system(name)
+
+
+def save_state(run: Run, name: str, state: Mapping[str, Tensor]) -> None:
+    """Save what a module's `state_dict` gives, from whatever device."""
+    run.save_tensors(name, {k: v.detach().cpu().numpy() for k, v in state.items()})
+
+
+def saved_state(run: Run, name: str) -> dict[str, Tensor]:
+    """What `save_state` saved, for `load_state_dict`."""
+    return {k: torch.from_numpy(v) for k, v in run.tensors(name).items()}
 
 
 def _as_dict(settings: dict[str, Any]) -> dict[str, Any]:

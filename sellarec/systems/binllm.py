@@ -16,19 +16,19 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.collab.binary import BinaryMF, bits_text, dotted_text
-from sellarec.collab.fit import fit_collab, predict, user_and_item
 from sellarec.collab.mf import zero_unseen
 from sellarec.data.dataset import Dataset
 from sellarec.prompts import ITEM, USER, Prompt, PromptWriter
 from sellarec.runs import Run
 from sellarec.settings import BinLLMConfig, Config
-from sellarec.systems.base import System, Workspace, sigmoid
-from sellarec.systems.collaborative import distinct_ids
+from sellarec.systems.base import System, Workspace, saved_state
+from sellarec.systems.collaborative import collaborative_system, distinct_ids
 from sellarec.systems.tuned_further import score_tuned_further, settings, tune_further
 
 CODES = {"dotted": dotted_text, "bits": bits_text}
@@ -38,29 +38,15 @@ def _new(dataset: Dataset, config: BinLLMConfig) -> BinaryMF:
     return BinaryMF(dataset.n_users, dataset.n_items, config.dim, init_std=config.init_std)
 
 
-def _fit_binary(work: Workspace, run: Run) -> None:
-    config, dataset = work.config.binllm, work.dataset
-    torch.manual_seed(work.config.seed)
-    model = _new(dataset, config)
+def _grow(model: BinaryMF, config: BinLLMConfig, epoch: int) -> None:
+    model.binary_share = min(1.0, config.binary_growth * epoch)
 
-    def grow(epoch: int) -> None:
-        model.binary_share = min(1.0, config.binary_growth * epoch)
 
-    fit_collab(
-        model,
-        dataset,
-        config,
-        work.config.seed,
-        each_epoch=grow,
-        checkpoint=run.scratch("fit") / "checkpoint.pt",
-        log=run.append_log,
-        label="binary MF",
-    )
-    users, items = distinct_ids(dataset.part("train"))
+def _finish(model: BinaryMF, train: pd.DataFrame) -> None:
+    users, items = distinct_ids(train)
     zero_unseen(model.user_embedding.weight, users)
     zero_unseen(model.item_embedding.weight, items)
     print(f"binary MF: {_codes(model.user_bits(users))} users, {_codes(model.item_bits(items))} items", flush=True)
-    run.save_tensors("model", {k: v.numpy() for k, v in model.state_dict().items()})
 
 
 def _codes(bits: Tensor) -> str:
@@ -68,18 +54,14 @@ def _codes(bits: Tensor) -> str:
     return f"{len(bits.unique(dim=0)):,} codes for {len(bits):,}"
 
 
-def _trained(work: Workspace, run: Run) -> BinaryMF:
-    model = _new(work.dataset, work.config.binllm)
-    model.load_state_dict({k: torch.from_numpy(v) for k, v in run.tensors("model").items()})
-    return model.eval()
-
-
-def _score_binary(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
-    return sigmoid(predict(_trained(work, run), user_and_item(work.dataset.interactions.iloc[rows])))
+def _trained(work: Workspace) -> BinaryMF:
+    model = _new(work.dataset, work.config.binllm).eval()
+    model.load_state_dict(saved_state(work.with_weights("binary_mf"), "model"))
+    return model
 
 
 def _tokenizer(work: Workspace):
-    model, text = _trained(work, work.with_weights("binary_mf")), CODES[work.config.binllm.code]
+    model, text = _trained(work), CODES[work.config.binllm.code]
     of_user = [text(b) for b in model.user_bits(torch.arange(work.dataset.n_users + 1))]
     of_item = [text(b) for b in model.item_bits(torch.arange(work.dataset.n_items + 1))]
     writer = PromptWriter(work.dataset, work.config.prompt, (USER, ITEM))
@@ -112,5 +94,8 @@ def _settings(config: Config) -> dict:
     return settings(config) | {"code": config.binllm.code}
 
 
-BINARY_MF = System("binary_mf", "Binary MF", _binary_settings, _fit_binary, _score_binary, version=2)
+_FITTED = collaborative_system(
+    "binary_mf", "Binary MF", lambda config: config.binllm, _new, each_epoch=_grow, finish=_finish
+)
+BINARY_MF = dataclasses.replace(_FITTED, settings=_binary_settings, version=2)
 SYSTEM = System("binllm", "BinLLM", _settings, _fit, _score, needs=("tallrec", "binary_mf"), uses_backbone=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from sellarec.collab.fit import Inputs, fit_collab, predict, user_and_item
 from sellarec.data.dataset import Dataset
 from sellarec.runs import Run
 from sellarec.settings import Config, FitConfig
-from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.base import System, Workspace, save_state, saved_state, sigmoid
 
 
 def distinct_ids(rows: pd.DataFrame) -> tuple[Tensor, Tensor]:
@@ -38,6 +39,7 @@ def collaborative_system(
     build: Callable[[Dataset, Any], nn.Module],
     *,
     inputs: Callable[[Dataset, Any], Inputs] = lambda dataset, settings: user_and_item,
+    each_epoch: Callable[[nn.Module, Any, int], None] = lambda model, settings, epoch: None,
     finish: Callable[[nn.Module, pd.DataFrame], None] = lambda model, train: None,
 ) -> System:
     """A baseline of the tables.
@@ -46,6 +48,7 @@ def collaborative_system(
         settings: Its settings in the configuration.
         build: The untrained model for a dataset and these settings.
         inputs: What the model reads of interactions.
+        each_epoch: Called with the model before each epoch, with its number.
         finish: Applied to the trained model with the training part.
     """
 
@@ -61,17 +64,18 @@ def collaborative_system(
             config,
             work.config.seed,
             inputs=read,
+            each_epoch=partial(each_epoch, model, config),
             checkpoint=checkpoint,
             log=run.append_log,
             label=label,
         )
         finish(model, dataset.part("train"))
-        run.save_tensors("model", {k: v.numpy() for k, v in model.state_dict().items()})
+        save_state(run, "model", model.state_dict())
 
     def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
         config, dataset = settings(work.config), work.dataset
         model = build(dataset, config)
-        model.load_state_dict({k: torch.from_numpy(v) for k, v in run.tensors("model").items()})
+        model.load_state_dict(saved_state(run, "model"))
         return sigmoid(predict(model, inputs(dataset, config)(dataset.interactions.iloc[rows])))
 
     return System(name, label, lambda config: {name: settings(config)}, fit, score)

@@ -22,7 +22,7 @@ from sellarec.collab.fit import batches, fit_collab, predict
 from sellarec.progress import Progress
 from sellarec.runs import Run
 from sellarec.settings import Config, CTRLConfig
-from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.base import System, Workspace, save_state, saved_state, sigmoid
 from sellarec.systems.collaborative import with_history
 from sellarec.systems.din import new_din
 from sellarec.systems.row_prompts import prompts_of
@@ -47,7 +47,7 @@ def fit(work: Workspace, run: Run) -> None:
         log=run.append_log,
         label="CTRL, DIN on labels",
     )
-    run.save_tensors("model", {k: v.numpy() for k, v in model.state_dict().items()})
+    save_state(run, "model", model.state_dict())
 
 
 def _encoded_rows(work: Workspace) -> pd.DataFrame:
@@ -88,7 +88,7 @@ def _align(model: DIN, rows: tuple[Tensor, ...], encodings: Tensor, config: CTRL
 
 def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     model = new_din(work.dataset, work.config.din)
-    model.load_state_dict({k: torch.from_numpy(v) for k, v in run.tensors("model").items()})
+    model.load_state_dict(saved_state(run, "model"))
     inputs = with_history(work.dataset, work.config.din.history)
     return sigmoid(predict(model, inputs(work.dataset.interactions.iloc[rows])))
 

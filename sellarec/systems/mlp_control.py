@@ -7,6 +7,7 @@ that an MLP cannot form by itself, and is selected on the whole validation part.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -19,7 +20,7 @@ from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, check_selectable
 from sellarec.runs import Run
 from sellarec.settings import MLP_INPUTS, Config
-from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.base import System, Workspace, save_state, saved_state, sigmoid
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.rows import row_inputs, stage3_rows
 from sellarec.systems.sella_collab import aligned_parts
@@ -68,14 +69,14 @@ def fit(work: Workspace, run: Run) -> None:
             score = auc(valid["label"], network(valid_x)[:, 0].numpy())
         run.append_log({"epoch": epoch, "valid_auc": score})
         if score > best or state is None:
-            best, state = score, {k: v.numpy().copy() for k, v in network.state_dict().items()}
-    run.save_tensors("mlp", state)
+            best, state = score, copy.deepcopy(network.state_dict())
+    save_state(run, "mlp", state)
 
 
 def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     x = _inputs(work, rows)
     network = new_mlp(x.shape[1], work.config.mlp).eval()
-    network.load_state_dict({k: torch.from_numpy(v) for k, v in run.tensors("mlp").items()})
+    network.load_state_dict(saved_state(run, "mlp"))
     with torch.inference_mode():
         return sigmoid(network(x)[:, 0].numpy())
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sellarec.prompts import ITEM, USER
 from sellarec.runs import Run
 from sellarec.settings import Config, Stage3Config
-from sellarec.systems.base import System, Workspace, probabilities
+from sellarec.systems.base import System, Workspace, probabilities, save_state, saved_state
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.collaborative import distinct_ids
 from sellarec.systems.rows import stage3_rows
@@ -77,12 +77,12 @@ def _new(work: Workspace) -> FreeTokens:
 def fit(work: Workspace, run: Run) -> None:
     soft = _new(work)
     train_tokens(work, run, soft, {"soft.": LEARNING_RATE}, "PersonPrompt")
-    run.save_tensors("tokens", {k: v.cpu().numpy() for k, v in soft.state_dict().items()})
+    save_state(run, "tokens", soft.state_dict())
 
 
 def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     soft = _new(work)
-    soft.load_state_dict({k: torch.from_numpy(v) for k, v in run.tensors("tokens").items()})
+    soft.load_state_dict(saved_state(run, "tokens"))
     model = HybridModel(work.tuned_model, soft.eval(), work, rows)
     raw_yes = work.config.evaluation.raw_yes
     return probabilities(model.score(raw_yes, "PersonPrompt, scoring", run.partial_scores), raw_yes)

@@ -18,7 +18,7 @@ from sellarec.backbone.engine import without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.prompts import ITEM, USER, Prompt, PromptWriter
 from sellarec.runs import Run
-from sellarec.systems.base import System, Workspace
+from sellarec.systems.base import System, Workspace, save_state, saved_state
 from sellarec.systems.tuned_further import score_tuned_further, settings, tune_further
 
 PER_SLOT = 3
@@ -64,12 +64,12 @@ def _new(work: Workspace) -> VirtualTokens:
 def fit(work: Workspace, run: Run) -> None:
     soft = _new(work)
     tune_further(work, run, _tokenizer(work), "Prompt4NR", soft)
-    run.save_tensors("virtual_tokens", {k: v.cpu().numpy() for k, v in soft.state_dict().items()})
+    save_state(run, "virtual_tokens", soft.state_dict())
 
 
 def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     soft = _new(work)
-    soft.load_state_dict({k: torch.from_numpy(v) for k, v in run.tensors("virtual_tokens").items()})
+    soft.load_state_dict(saved_state(run, "virtual_tokens"))
     return score_tuned_further(work, run, rows, _tokenizer(work), "Prompt4NR", soft)
 
 

@@ -21,7 +21,7 @@ from sellarec.collab.records import item_facts
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM
 from sellarec.runs import Run
 from sellarec.settings import Stage3Config
-from sellarec.systems.base import System, Workspace, probabilities
+from sellarec.systems.base import System, Workspace, probabilities, save_state, saved_state
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.row_prompts import caches_prefixes, cut_prompts, prefix_cache_of, prompts_of
 from sellarec.systems.rows import RowInputs, row_inputs, selection_rows, stage2_rows, stage3_rows
@@ -185,6 +185,13 @@ def new_soft_tokens(work: Workspace, lm: LanguageModel, draw: int = 0) -> SoftTo
     Args:
         draw: Of what is random, another draw than the seed's own.
     """
+    config, soft = work.config.stage3, _unscaled(work, lm, draw)
+    known = row_inputs(work, stage2_rows(work).index.to_numpy())
+    soft.fit_scale(known, lm.token_norm(), config.vector_norm, config.fact_norm)
+    return soft.to(lm.placement.device)
+
+
+def _unscaled(work: Workspace, lm: LanguageModel, draw: int = 0) -> SoftTokens:
     config = work.config.stage3
     mf, projection, semantic = aligned_parts(work)
     torch.manual_seed(work.config.seed + draw)
@@ -194,10 +201,7 @@ def new_soft_tokens(work: Workspace, lm: LanguageModel, draw: int = 0) -> SoftTo
         mf.requires_grad_(False)
         semantic.requires_grad_(False)
     facts = item_facts(work.dataset) if config.facts else None
-    soft = SoftTokens(mf, semantic, projection, records=config.records, facts=facts)
-    known = row_inputs(work, stage2_rows(work).index.to_numpy())
-    soft.fit_scale(known, lm.token_norm(), config.vector_norm, config.fact_norm)
-    return soft.to(lm.placement.device)
+    return SoftTokens(mf, semantic, projection, records=config.records, facts=facts)
 
 
 def _fit_stage3(work: Workspace, run: Run) -> None:
@@ -206,7 +210,7 @@ def _fit_stage3(work: Workspace, run: Run) -> None:
     for phase, (shown, trained) in enumerate(plan, start=1):
         label = "stage 3, soft tokens" + ("" if len(plan) == 1 else f", phase {phase} of {len(plan)}")
         train_tokens(work, run, soft.show(shown, trained), _rates(work.config.stage3), label, phase)
-    run.save_tensors("soft_tokens", {k: v.numpy() for k, v in soft.learnt().items()})
+    save_state(run, "soft_tokens", soft.learnt())
 
 
 def _rates(config: Stage3Config) -> dict[str, float]:
@@ -240,8 +244,9 @@ def train_tokens(
 
 def load_soft_tokens(work: Workspace, run: Run) -> SoftTokens:
     """The trained soft tokens of a stage-3 run."""
-    soft = new_soft_tokens(work, work.tuned_model)
-    soft.restore({k: torch.from_numpy(v) for k, v in run.tensors("soft_tokens").items()})
+    lm = work.tuned_model
+    soft = _unscaled(work, lm).to(lm.placement.device)
+    soft.restore(saved_state(run, "soft_tokens"))
     shown, trained = phases(work.config.stage3)[-1]
     return soft.show(shown, trained).eval()
 

@@ -15,7 +15,7 @@ from sellarec.collab.fit import fit_collab, predict, user_and_item
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.runs import Run
 from sellarec.settings import Config
-from sellarec.systems.base import System, Workspace, sigmoid
+from sellarec.systems.base import System, Workspace, save_state, saved_state, sigmoid
 from sellarec.systems.collaborative import distinct_ids
 from sellarec.systems.mf import new_mf
 from sellarec.systems.rows import stage2_rows
@@ -62,7 +62,7 @@ def _align(work: Workspace, run: Run) -> None:
     tensors = {f"mf.{k}": v for k, v in mf.state_dict().items()}
     tensors |= {f"projection.{k}": v for k, v in projection.state_dict().items()}
     tensors["semantic.weight"] = semantic.weight.data
-    run.save_tensors("aligned", {k: v.numpy() for k, v in tensors.items()})
+    save_state(run, "aligned", tensors)
 
 
 def items_without_contrast(work: Workspace) -> np.ndarray:
@@ -92,7 +92,7 @@ def _score_aligned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
 
 
 def _prefixed(run: Run, file: str, prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in run.tensors(file).items() if k.startswith(prefix)}
+    return {k.removeprefix(prefix): v for k, v in saved_state(run, file).items() if k.startswith(prefix)}
 
 
 def _stage2_settings(config: Config) -> dict:

@@ -6,9 +6,11 @@ Eq. 5), not the causal-LM loss over the answer; the prompt holds liked titles on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 import numpy as np
+import pandas as pd
 from torch import Tensor, nn
 
 from sellarec.backbone.engine import log_odds, score_rows, without_prefix
@@ -53,26 +55,55 @@ def _settings(config: Config) -> dict:
 
 
 def _fit_stage1(work: Workspace, run: Run) -> None:
-    config = work.config
-    if not config.lora.rank:
-        return
-    chosen, valid = stage1_rows(work), selection_rows(work, "stage 1")
-    lm = add_lora(work.fresh_model(), config.lora, config.seed)
-    valid_rows = prompts_of(work, lm, valid.index.to_numpy())
-    rows = chosen.index.to_numpy()
-    model = TextModel(lm, prompts_of(work, lm, rows, new_user=hide_users(work, rows, config.stage1.cold_users)))
-    raw_yes = config.evaluation.raw_yes
+    if work.config.lora.rank:
+        lm, config = add_lora(work.fresh_model(), work.config.lora, work.config.seed), work.config.stage1
+
+        def tokenize(rows: np.ndarray, new_user: np.ndarray) -> list[TokenRow]:
+            return prompts_of(work, lm, rows, new_user=new_user)
+
+        tune_adapter(work, run, lm, stage1_rows(work), config.cold_users, tokenize, "stage 1, LoRA", "stage1")
+
+
+def tune_adapter(
+    work: Workspace,
+    run: Run,
+    lm: LanguageModel,
+    chosen: pd.DataFrame,
+    cold_users: float | None,
+    tokenize: Callable[[np.ndarray, np.ndarray], list[TokenRow]],
+    label: str,
+    scratch: str,
+    soft: nn.Module | None = None,
+) -> None:
+    """Train a model's adapter with stage 1's settings, and save it.
+
+    Args:
+        chosen: The rows to train on.
+        cold_users: As `stage1.cold_users`.
+        tokenize: Row ids (n,), and which of them show their user as new, (n,) → their prompts.
+        scratch: Where the run keeps checkpoints.
+        soft: As in `TextModel`.
+    """
+    config, valid = work.config, selection_rows(work, label)
+    rows, raw_yes = chosen.index.to_numpy(), config.evaluation.raw_yes
+    model = TextModel(lm, tokenize(rows, hide_users(work, rows, cold_users)), soft)
+    valid_rows = tokenize(valid.index.to_numpy(), np.zeros(len(valid), dtype=bool))
+
+    def on_valid() -> tuple[np.ndarray, np.ndarray]:
+        found = score_rows(lm, valid_rows, soft, raw_yes=raw_yes, label=f"{label}, validation")
+        return valid["label"].to_numpy(), found
+
     train(
         model,
         chosen["label"].to_numpy(),
         rows,
-        lambda: (valid["label"].to_numpy(), score_rows(lm, valid_rows, raw_yes=raw_yes, label="stage 1, validation")),
+        on_valid,
         config.stage1,
         config.seed,
-        run.scratch("stage1"),
+        run.scratch(scratch),
         lengths=model.lengths,
         log=run.append_log,
-        label="stage 1, LoRA",
+        label=label,
     )
     save_lora(lm, run.folder / "adapter")
 
@@ -86,24 +117,27 @@ def _score_tuned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
         cut = cut_prompts(work, lm, rows, prompts)
         kept = prefix_cache_of(work, lm, rows, cut)
         prompts = cut if kept else prompts
-    return _probabilities(work, lm, run, prompts, "TALLRec, scoring", kept)
+    return score_text(work, lm, run, prompts, "TALLRec, scoring", kept=kept)
 
 
 def _score_untuned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     lm = work.base_model
-    return _probabilities(work, lm, run, prompts_of(work, lm, rows), "zero-shot, scoring")
+    return score_text(work, lm, run, prompts_of(work, lm, rows), "zero-shot, scoring")
 
 
-def _probabilities(
+def score_text(
     work: Workspace,
     lm: LanguageModel,
     run: Run,
     prompts: list[TokenRow],
     label: str,
+    *,
+    soft: nn.Module | None = None,
     kept: PrefixCache | None = None,
 ) -> np.ndarray:
+    """Probabilities of prompts, shape (n,); goes on from what the run has."""
     raw_yes = work.config.evaluation.raw_yes
-    found = score_rows(lm, prompts, kept=kept, raw_yes=raw_yes, label=label, resume=run.partial_scores)
+    found = score_rows(lm, prompts, soft, kept=kept, raw_yes=raw_yes, label=label, resume=run.partial_scores)
     return probabilities(found, raw_yes)
 
 

@@ -8,22 +8,20 @@ that rate the fewer steps of the other profiles could hardly move an adapter.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from torch import nn
 
-from sellarec.backbone.engine import score_rows
 from sellarec.backbone.language_model import LanguageModel, TokenRow
-from sellarec.backbone.lora import merge_lora, resume_lora, save_lora
+from sellarec.backbone.lora import merge_lora, resume_lora
 from sellarec.errors import SellarecError
 from sellarec.runs import Run
 from sellarec.settings import Config
-from sellarec.systems.base import System, Workspace, probabilities
-from sellarec.systems.cold_users import hide_users
+from sellarec.systems.base import System, Workspace
 from sellarec.systems.row_prompts import prompts_of
-from sellarec.systems.rows import selection_rows, stage3_rows
-from sellarec.systems.tallrec import TextModel
-from sellarec.training import train
+from sellarec.systems.rows import stage3_rows
+from sellarec.systems.tallrec import score_text, tune_adapter
 
 Tokenize = Callable[[LanguageModel, np.ndarray, np.ndarray], list[TokenRow]]
 """Language model, row ids (n,), which of them show their user as new (n,) → their prompts."""
@@ -31,41 +29,19 @@ Tokenize = Callable[[LanguageModel, np.ndarray, np.ndarray], list[TokenRow]]
 
 def tune_further(work: Workspace, run: Run, tokenize: Tokenize, label: str, soft: nn.Module | None = None) -> None:
     """Train on stage 3's rows as stage 1 was trained, and save the adapter. `soft` is as in `TextModel`."""
-    chosen, valid, raw_yes = stage3_rows(work), selection_rows(work, label), work.config.evaluation.raw_yes
     adapter = work.with_weights("tallrec").weights("adapter")
     lm = resume_lora(work.fresh_model(), adapter, checkpointing=work.config.lora.checkpointing)
-    rows = chosen.index.to_numpy()
-    model = TextModel(lm, tokenize(lm, rows, hide_users(work, rows, work.config.stage3.cold_users)), soft)
-    valid_rows = tokenize(lm, valid.index.to_numpy(), np.zeros(len(valid), dtype=bool))
-
-    def on_valid() -> tuple[np.ndarray, np.ndarray]:
-        found = score_rows(lm, valid_rows, soft, raw_yes=raw_yes, label=f"{label}, validation")
-        return valid["label"].to_numpy(), found
-
-    train(
-        model,
-        chosen["label"].to_numpy(),
-        rows,
-        on_valid,
-        work.config.stage1,
-        work.config.seed,
-        run.scratch("further"),
-        lengths=model.lengths,
-        log=run.append_log,
-        label=label,
-    )
-    save_lora(lm, run.folder / "adapter")
+    cold_users = work.config.stage3.cold_users
+    tune_adapter(work, run, lm, stage3_rows(work), cold_users, partial(tokenize, lm), label, "further", soft)
 
 
 def score_tuned_further(
     work: Workspace, run: Run, rows: np.ndarray, tokenize: Tokenize, label: str, soft: nn.Module | None = None
 ) -> np.ndarray:
-    """Probabilities of the rows, shape (n,), float32, with the adapter that `tune_further` saved."""
+    """Probabilities of the rows, shape (n,), with the adapter that `tune_further` saved."""
     lm = merge_lora(work.fresh_model(), run.weights("adapter"))
     prompts = tokenize(lm, rows, np.zeros(len(rows), dtype=bool))
-    raw_yes = work.config.evaluation.raw_yes
-    found = score_rows(lm, prompts, soft, raw_yes=raw_yes, label=f"{label}, scoring", resume=run.partial_scores)
-    return probabilities(found, raw_yes)
+    return score_text(work, lm, run, prompts, f"{label}, scoring", soft=soft)
 
 
 def settings(config: Config) -> dict:
