@@ -20,10 +20,13 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-SHARED_ML_1M = Path(__file__).resolve().parents[2] / "shared" / "data" / "ml-1m"
+from sellarec.data import sources
 
-USERS_CACHE = os.environ.get("SELLAREC_HOME")
-"""Where slow tests find what the user has fetched; None for the platform's default."""
+USERS_CACHE = sources.home()
+"""Where tests find what the user has fetched."""
+
+ML_1M = (Path(__file__).resolve().parents[2] / "shared" / "data" / "ml-1m", USERS_CACHE / "sources" / "ml-1m")
+"""Where MovieLens-1M may lie."""
 
 torch.set_num_threads(1)
 
@@ -38,9 +41,10 @@ def cache_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ml_1m_folder():
-    if not (SHARED_ML_1M / "ratings.dat").is_file():
-        pytest.skip("MovieLens-1M is not in ../shared/data/ml-1m; its licence forbids shipping it")
-    return SHARED_ML_1M
+    for folder in ML_1M:
+        if (folder / "ratings.dat").is_file():
+            return folder
+    pytest.skip("MovieLens-1M is not there, and its licence forbids shipping it; get it with: sellarec fetch ml-1m")
 
 
 @pytest.fixture(scope="session")

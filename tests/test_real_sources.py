@@ -14,10 +14,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def fetched(monkeypatch):
     """Check that a source lies in the user's own cache, and read it from there."""
-    if USERS_CACHE is None:
-        monkeypatch.delenv("SELLAREC_HOME", raising=False)
-    else:
-        monkeypatch.setenv("SELLAREC_HOME", USERS_CACHE)
+    monkeypatch.setenv("SELLAREC_HOME", str(USERS_CACHE))
 
     def need(name):
         if not is_fetched(name):

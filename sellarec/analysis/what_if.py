@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sellarec.backbone.engine import answer_and_attention, attention_weights, score_rows
+from sellarec.backbone.attention import answer_and_attention, attention_weights
+from sellarec.backbone.engine import score_rows
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.collab.records import records_of_counts
 from sellarec.errors import SellarecError

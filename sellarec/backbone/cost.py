@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from sellarec.backbone.language_model import beneath_adapter
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -74,4 +76,4 @@ def _mask(model: nn.Module, queries: int, keys: int) -> Tensor:
 
 
 def _body(model: nn.Module) -> nn.Module:
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+    return beneath_adapter(model).base_model

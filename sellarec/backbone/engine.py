@@ -9,10 +9,8 @@ share a prefix share its computation; the prefix needs no gradient, because noth
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.backbone.language_model import LanguageModel, TokenRow, beneath_adapter
 from sellarec.distributed import is_main, most, rank, summed, world
-from sellarec.errors import SellarecError
 from sellarec.progress import Progress
 
 if TYPE_CHECKING:
@@ -64,10 +61,10 @@ def final_hidden(
     Returns:
         Shape (B, d_L), float32.
     """
-    body = _body(lm)
+    body = body_of(lm)
     ids, mask = _pad([r.suffix for r in rows])
-    embeds, mask = _embed(lm, ids, soft), mask.to(lm.placement.device)
-    past, past_mask, past_length = _prefix_cache(lm, rows, kept)
+    embeds, mask = embed(lm, ids, soft), mask.to(lm.placement.device)
+    past, past_mask, past_length = prefixes_of(lm, rows, kept)
     positions = past_length[:, None] + torch.arange(ids.shape[1], device=mask.device)
     with lm.precision():
         states = body(
@@ -81,7 +78,7 @@ def final_hidden(
     return states[torch.arange(len(rows), device=mask.device), last].float()
 
 
-def _embed(lm: LanguageModel, ids: Tensor, soft: dict[str, Tensor] | None) -> Tensor:
+def embed(lm: LanguageModel, ids: Tensor, soft: dict[str, Tensor] | None) -> Tensor:
     """Embeddings of ids (B, T), soft vectors written over their placeholders', on the model's device."""
     places = {t: torch.nonzero(ids == lm.soft_ids[t], as_tuple=True) for t in soft or {}}  # a GPU would have to halt
     embeds = lm.embed(ids.to(lm.placement.device))
@@ -216,67 +213,6 @@ def _for_all(
     return summed(out)
 
 
-@torch.no_grad()
-def attention_weights(lm: LanguageModel, row: TokenRow, soft: dict[str, Tensor] | None = None) -> np.ndarray:
-    """How much each position attends to each earlier one, shape (layers, heads, T, T), float32; rows sum to 1.
-
-    Args:
-        soft: For each soft token its vector, shape (1, d_L).
-
-    Raises:
-        SellarecError: the backbone's attention does not give its weights away.
-    """
-    embeds = _embed(lm, torch.tensor([row.prefix + row.suffix]), soft)
-    with showing_attention(lm):
-        layers = _attention_of(_body(lm)(inputs_embeds=embeds, output_attentions=True))
-    return torch.stack([layer[0].float() for layer in layers]).cpu().numpy()
-
-
-@torch.no_grad()
-def answer_and_attention(
-    lm: LanguageModel, row: TokenRow, soft: dict[str, Tensor], prefixes: dict[tuple[int, ...], object]
-) -> tuple[float, np.ndarray]:
-    """The log-odds of one row, and how much its last position attends to each position, averaged over heads.
-
-    Args:
-        soft: For each soft token its vector, shape (1, d_L).
-        prefixes: Keys and values by prefix: what is in it is not computed again, what is not is added.
-
-    Returns:
-        The log-odds, and shape (layers, T), float32, each line summing to 1.
-
-    Raises:
-        SellarecError: the backbone's attention does not give its weights away.
-    """
-    if row.prefix and row.prefix not in prefixes:
-        prefixes[row.prefix] = _prefix_cache(lm, [row])[0]
-    past = copy.deepcopy(prefixes.get(row.prefix))  # a pass writes into it
-    embeds = _embed(lm, torch.tensor([row.suffix]), soft)
-    with showing_attention(lm):
-        out = _body(lm)(inputs_embeds=embeds, past_key_values=past, use_cache=past is not None, output_attentions=True)
-        layers = _attention_of(out)
-    yes, no = lm.answer_head()
-    log_odds = out.last_hidden_state[0, -1].float() @ (yes - no)
-    return log_odds.item(), torch.stack([layer[0, :, -1].float().mean(dim=0) for layer in layers]).cpu().numpy()
-
-
-def _attention_of(out: object) -> tuple[Tensor, ...]:
-    if not out.attentions or out.attentions[0] is None:
-        raise SellarecError("This backbone's attention does not show its weights.")
-    return out.attentions
-
-
-@contextmanager
-def showing_attention(lm: LanguageModel) -> Iterator[None]:
-    """Within it the model uses the only kind of attention that shows its weights."""
-    usual = lm.model.config._attn_implementation
-    try:
-        lm.model.set_attn_implementation("eager")
-        yield
-    finally:
-        lm.model.set_attn_implementation(usual)
-
-
 def plan_batches(rows: Sequence[TokenRow], token_budget: int) -> list[np.ndarray]:
     """Group rows into batches of similar length that keep equal prefixes together.
 
@@ -317,7 +253,7 @@ def prefix_states(lm: LanguageModel, prefixes: Sequence[tuple[int, ...]]) -> Ten
     """
     ids, mask = (t.to(lm.placement.device) for t in _pad(prefixes))
     with lm.precision():
-        layers = _body(lm)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values.layers
+        layers = body_of(lm)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values.layers
     held = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     if any(t is None or t.ndim != 4 or t.shape != held[0].shape for t in held):
         return None
@@ -339,7 +275,7 @@ def cut_where_they_part(row: TokenRow, other: TokenRow) -> TokenRow:
     return TokenRow(ids[:common], ids[common:])
 
 
-def _prefix_cache(
+def prefixes_of(
     lm: LanguageModel, rows: Sequence[TokenRow], kept: PrefixCache | None = None
 ) -> tuple[object | None, Tensor, Tensor]:
     """Keys and values of the rows' prefixes: each distinct one computed once, then handed to its rows."""
@@ -347,7 +283,7 @@ def _prefix_cache(
     if not any(r.prefix for r in rows):
         if lm.split:  # other processes may have prefixes
             with torch.no_grad(), lm.precision():
-                _body(lm)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+                body_of(lm)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
         return (
             None,
             torch.ones(len(rows), 0, dtype=torch.long, device=device),
@@ -360,7 +296,7 @@ def _prefix_cache(
     of_row = torch.tensor([place[r.prefix] for r in rows], device=device)
     ids, mask = (t.to(device) for t in _pad(distinct))
     with torch.no_grad(), lm.precision():
-        cache = _body(lm)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+        cache = body_of(lm)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
     if len(distinct) < len(rows):
         cache.batch_select_indices(of_row)
     else:
@@ -373,7 +309,7 @@ def _filled_cache(lm: LanguageModel, states: Tensor, lengths: Tensor) -> tuple[o
     from transformers import DynamicCache  # late, see loading.py
 
     states, lengths = states.to(lm.placement.device), lengths.to(lm.placement.device)
-    cache = DynamicCache(config=_body(lm).config)
+    cache = DynamicCache(config=body_of(lm).config)
     for layer in range(states.shape[2]):
         cache.update(states[:, :, layer, 0].transpose(1, 2), states[:, :, layer, 1].transpose(1, 2), layer)
     mask = (torch.arange(states.shape[1], device=lengths.device) < lengths[:, None]).long()
@@ -391,7 +327,6 @@ def _pad(sequences: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _body(lm: LanguageModel) -> torch.nn.Module:
+def body_of(lm: LanguageModel) -> torch.nn.Module:
     """The transformer without its output head, beneath a peft adapter if there is one."""
-    model = lm.model.get_base_model() if hasattr(lm.model, "get_base_model") else lm.model
-    return model.base_model
+    return beneath_adapter(lm.model).base_model

@@ -160,9 +160,14 @@ def open_language_model(name: str, dtype: str = "auto", *, split: bool = False) 
     return replace(wrap_language_model(model, tokenizer, placement), split=split)
 
 
+def beneath_adapter(model: nn.Module) -> nn.Module:
+    """The causal LM itself, where peft has wrapped one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _layers(model: nn.Module) -> list[nn.Module]:
     """The model's layers, beneath an adapter if there is one."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = beneath_adapter(model)
     layers = [m for m in base.modules() if type(m).__name__ in (base._no_split_modules or ())]
     if not layers:
         raise SellarecError("--split: transformers does not say what this backbone's layers are.")

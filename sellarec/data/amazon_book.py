@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sellarec.data.dataset import Dataset
+from sellarec.data.dataset import Dataset, year_of
 from sellarec.data.protocol import Cut, cut_last_month_in_half
 from sellarec.data.readers import Tables
 from sellarec.errors import SellarecError
@@ -86,9 +86,8 @@ def read(folder: Path) -> Tables:
     ratings = pd.read_parquet(folder / "reviews.parquet")
     books = pd.read_parquet(folder / "books.parquet")
     titles = books["title"].str.strip().replace("", UNTITLED)
-    years = titles.str.extract(r"\((\d{4})\)\s*$")[0].astype("float").astype("Int16")
     genres = books["genre"].map(html.unescape).str.replace("|", " ")
-    return ratings, books[["item"]].assign(title=titles, year=years, genres=genres)
+    return ratings, books[["item"]].assign(title=titles, year=year_of(titles), genres=genres)
 
 
 def compare(dataset: Dataset) -> None:

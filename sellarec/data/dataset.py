@@ -39,6 +39,11 @@ def natural_title(title: str) -> str:
     return f"{article}{'' if article.endswith(chr(39)) else ' '}{name}{rest}"
 
 
+def year_of(titles: pd.Series) -> pd.Series:
+    """The year at the end of each title, "Heat (1995)", Int16; missing where there is none."""
+    return titles.str.extract(r"\((\d{4})\)\s*$")[0].astype("float").astype("Int16")
+
+
 @dataclass(frozen=True)
 class Dataset:
     """One recommendation dataset, split by time.

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sellarec.data.dataset import year_of
 from sellarec.errors import SellarecError
 
 Tables = tuple[pd.DataFrame, pd.DataFrame]
@@ -150,7 +151,7 @@ def _ratings_frame(
 def _catalogue(items: Sequence, titles: Sequence, genres: Sequence) -> pd.DataFrame:
     table = pd.DataFrame({"item": list(items), "title": list(titles), "genres": list(genres)}, dtype="string")
     table["title"] = table["title"].str.strip()
-    table["year"] = table["title"].str.extract(r"\((\d{4})\)\s*$")[0].astype("float").astype("Int16")
+    table["year"] = year_of(table["title"])
     return table[["item", "title", "year", "genres"]].astype({"item": "object", "title": "object", "genres": "object"})
 
 

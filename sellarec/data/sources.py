@@ -88,7 +88,7 @@ DATASETS: dict[str, Source] = {
         "Amazon review data, 2018 release: for research; its page states the terms. Cite: Ni, Li and McAuley, "
         "Justifying Recommendations using Distantly-Labeled Reviews and Fine-Grained Aspects, EMNLP 2019.",
         prepare=amazon_book.prepare,
-        page="Books_5.json.gz and meta_Books.json.gz from https://nijianmo.github.io/amazon/",
+        page=f"{amazon_book.REVIEWS}.gz and {amazon_book.BOOKS}.gz from {amazon_book.PAGE}",
     ),
 }
 

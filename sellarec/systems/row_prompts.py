@@ -69,12 +69,10 @@ def caches_prefixes(work: Workspace, lm: LanguageModel) -> bool:
 
 
 def prefix_cache_of(work: Workspace, lm: LanguageModel, rows: np.ndarray, cut: list[TokenRow]) -> PrefixCache | None:
-    """Keys and values of what comes before the cut; None where they are computed anew.
+    """Keys and values of what comes before the cut, if `caches_prefixes`; None where there is no room for them.
 
     What validation and test need is kept in one file.
     """
-    if not caches_prefixes(work, lm):
-        return None
     scored = pd.concat([work.part("valid"), work.part("test")]).index.to_numpy()
     whole = cut
     if np.isin(rows, scored).all() and not np.array_equal(rows, scored):
