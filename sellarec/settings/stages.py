@@ -189,6 +189,7 @@ class CollabConfig(FitConfig):
 
     def check(self, group: str) -> None:
         super().check(group)
+        at_least(self, group, alignment=0)
         above_zero(self, group, "temperature")
         share(self, group, "without_contrast")
 
