@@ -33,7 +33,7 @@ from sellarec.systems.registry import TABLES, find_system
 CHOSEN = ("dataset", "backbone", "profile", "seed")
 """What the sidebar chooses; where it is not what the app was started with, the URL says so."""
 
-KEYS = {Workspace: lambda work: f"{work.root} {work.config}", Case: repr}
+KEYS = {Workspace: lambda work: f"{work.root} {work.config} {work.dataset.hash}", Case: repr}
 """By what the caches tell these apart; an address in memory may come to be another one's."""
 
 
