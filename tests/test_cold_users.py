@@ -43,8 +43,8 @@ def test_as_many_users_are_hidden_as_are_new_in_the_validation_part(work, rows):
 
 def test_every_training_user_is_known_and_a_share_above_one_is_refused(work, rows):
     assert known_users(work, rows).all()
-    with pytest.raises(SellarecError, match="from 0 to 1"):
-        hide_users(work, rows, 1.5)
+    with pytest.raises(SellarecError, match=r"stage1\.cold_users is 1\.5; it must be at most 1"):
+        make_config(**{"stage1.cold_users": 1.5})
 
 
 def test_a_hidden_user_reads_like_a_user_who_is_new(work, rows):
