@@ -69,7 +69,9 @@ def as_text(words: pd.Index | pd.Series | list[str]) -> list[str]:
 
 
 def titled(figure: go.Figure, title: str, note: str) -> go.Figure:
-    lines = "<br>".join(textwrap.wrap(note, 135, break_long_words=False))
-    subtitle = {"subtitle": {"text": lines, "font": {"size": 12, "color": "#666666"}}} if note else {}
+    """Title and note above a figure whose layout is set; a long note takes more lines, for which room is made."""
+    lines = textwrap.wrap(note, 135, break_long_words=False)
+    figure.update_layout(margin_t=(figure.layout.margin.t or 0) + 18 * max(0, len(lines) - 1))
+    subtitle = {"subtitle": {"text": "<br>".join(lines), "font": {"size": 12, "color": "#666666"}}} if note else {}
     place = {"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 12}, "font": {"size": 17}}
     return figure.update_layout(title={"text": title, **place, **subtitle})
