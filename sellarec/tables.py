@@ -279,9 +279,7 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
             out[f"{metric.upper()}, {table.attrs['who']} is"] = table[f"{metric}_verdict"]
         if f"{metric}_paper" in table:
             paper = table[f"{metric}_paper"].astype(float)
-            out[f"{metric.upper()}, paper ({table.attrs['paper']})"] = [
-                "" if np.isnan(v) else f"{v:.4f}" for v in paper
-            ]
+            out[f"{metric.upper()}, paper (7B)"] = ["" if np.isnan(v) else f"{v:.4f}" for v in paper]
             out[f"{metric.upper()}, ours − paper"] = [
                 "" if np.isnan(v) else f"{v:+.4f}" for v in table[metric].astype(float) - paper
             ]
