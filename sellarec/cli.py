@@ -46,7 +46,7 @@ USAGE = """usage: sellarec COMMAND [--help]
   publish          write the store's runs, without a line of the data, to reports/published
   adopt            bring published runs into the store; rows and labels come from your own copy of the data
   bench            this machine's speed against the plain way of doing the same, in one run
-  plan             memory, tokens, operations and time of a run, before it runs; refuses what cannot fit
+  plan             memory, disk, operations and time of a run, before it runs; refuses what cannot fit
   doctor           versions, CPU features, chosen number format, what is fetched and what is missing
   systems          every system: its name here, its name in tables and figures, which tables it is in
   profile NAME     print a profile's settings: {profiles}
