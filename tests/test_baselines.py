@@ -195,11 +195,12 @@ def test_a_checkpoint_of_another_model_and_a_torn_one_are_refused(data, tmp_path
     one = FitConfig(epochs=1, batch=64)
     fit_collab(MatrixFactorization(data.n_users, data.n_items, 4), data, one, 0, checkpoint=file)
     other = MatrixFactorization(data.n_users, data.n_items, 8)
-    with pytest.raises(SellarecError, match=r"checkpoint\.pt is of another model.*Remove it"):
+    with pytest.raises(SellarecError, match=r"checkpoint\.pt is damaged, or of another model.*Remove it"):
         fit_collab(other, data, one, 0, checkpoint=file)
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(SellarecError, match="Remove it"):
-        fit_collab(other, data, one, 0, checkpoint=file)
+    for damaged in (file.read_bytes()[:100], b"no checkpoint", b""):
+        file.write_bytes(damaged)
+        with pytest.raises(SellarecError, match="Remove it"):
+            fit_collab(other, data, one, 0, checkpoint=file)
 
 
 def test_mf_and_lightgcn_rank_planted_taste_as_well_as_an_outside_factorisation(tmp_path):

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import pandas as pd
@@ -65,7 +66,8 @@ def fit_collab(
         The best validation AUC.
 
     Raises:
-        SellarecError: a loss is not finite, all validation labels are the same, or the checkpoint is of another model.
+        SellarecError: a loss is not finite, all validation labels are the same, or the checkpoint is damaged or of
+            another model.
     """
     train_rows = dataset.part("train") if train_rows is None else train_rows
     valid_rows = dataset.part("valid")
@@ -151,8 +153,8 @@ class _State:
             found = torch.load(file, weights_only=True)
             self.trained.load_state_dict(found["trained"])
             self.optimizer.load_state_dict(found["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise SellarecError(f"{file} is of another model, from another version of this code. Remove it.") from error
+        except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+            raise SellarecError(f"{file} is damaged, or of another model or version of the code. Remove it.") from error
         self.random.set_state(found["order"])
         torch.set_rng_state(found["dropout"])
         vars(self).update(found["plain"])
