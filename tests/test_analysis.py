@@ -57,8 +57,13 @@ def test_metrics_on_a_part_are_the_metrics_of_its_rows(small_workspace):
         and f"{line['auc']:.3f} [".lstrip("0") in shown.iloc[1, 1]
     )
     figure = figures.slices_figure(table, "Warm and cold")
-    drawn = next(t for t in figure.data if t.name == "MF" and t.yaxis == "y")
-    assert drawn.y[1] == line["auc"] and "rows" in drawn.x[0]
+    drawn = next(t for t in figure.data if t.name == "AUC" and t.xaxis == "x2")  # warm is the second part
+    assert drawn.customdata[1] == "MF" and drawn.x[1] == line["auc"]
+    assert figure.layout.yaxis.ticktext[round(drawn.y[1])] == "MF"
+    assert figure.layout.xaxis2.title.text.startswith(f"<b>warm</b><br>{warm.sum()} rows<br>")
+    users = np.where(table["part"] == "warm", 10, 9)
+    again = figures.slices_figure(table.assign(uauc_users=users), "Nine users are too few")
+    assert {t.xaxis for t in again.data if t.name == "UAUC"} == {"x2"}
 
 
 def test_reliability_and_ece_by_hand():

@@ -82,43 +82,51 @@ def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
     return titled(figure, f"{of[0].upper()}{of[1:]} minus {minus} (right of 0: {who} is better)", note)
 
 
+METRIC_STYLE = {"auc": ("#D55E00", "circle", 0.16), "uauc": ("#0072B2", "diamond", -0.16)}
+"""Colour, symbol and place within a system's line."""
+
+
 def slices_figure(table: pd.DataFrame, title: str, note: str = "") -> go.Figure:
-    """Grouped bars with intervals: AUC above UAUC, a group for each part of the rows, a bar for each system.
+    """AUC and UAUC as dots with their intervals: a column for each part of the rows, a line for each system.
+
+    UAUC of fewer than `FEWEST_USERS` users is left out.
 
     Args:
         table: As `analysis.slices.metrics_on` gives it.
     """
     if table.empty:
         return titled(go.Figure(), title, f"No part of the rows has both likes and dislikes. {note}")
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
-    counts = table.drop_duplicates("part")
-    shown = counts[["part", "rows", "users", "uauc_users"]].to_numpy()
-    names = [
-        f"{p}<br>{r:,} rows<br>{u:,} users<br>{v:,} in UAUC{'<br>(too few)' if v < FEWEST_USERS else ''}"
-        for p, r, u, v in shown
-    ]
-    place = dict(zip(counts["part"], names, strict=True))
-    for system, lines in table.groupby("system", sort=False):
-        for row, metric in enumerate(("auc", "uauc"), start=1):
-            figure.add_bar(
-                x=lines["part"].map(place),
-                y=lines[metric],
-                error_y=error_bars(lines, metric, thickness=1, width=2),
-                name=lines["label"].iloc[0],
-                marker_color=COLOURS.get(system, "#333333"),
-                legendgroup=system,
-                showlegend=row == 1,
-                hovertemplate="%{fullData.name}<br>%{x}<br>" + metric.upper() + " %{y:.4f}<extra></extra>",
-                row=row,
-                col=1,
+    parts = dict(list(table.groupby("part", sort=False)))
+    labels = list(table["label"].unique())[::-1]
+    figure = make_subplots(cols=len(parts), shared_yaxes=True, horizontal_spacing=0.02)
+    for col, (part, lines) in enumerate(parts.items(), start=1):
+        few = (lines["uauc_users"] < FEWEST_USERS).any()
+        for metric, (colour, symbol, offset) in METRIC_STYLE.items():
+            if metric == "uauc" and few:
+                continue
+            figure.add_scatter(
+                x=lines[metric],
+                y=lines["label"].map(labels.index) + offset,
+                error_x=error_bars(lines, metric, thickness=1.5, width=3),
+                mode="markers",
+                marker={"size": 8, "color": colour, "symbol": symbol},
+                name=metric.upper(),
+                customdata=lines["label"],
+                legendgroup=metric,
+                showlegend=metric not in {t.legendgroup for t in figure.data},
+                hovertemplate="%{customdata}<br>" + metric.upper() + " %{x:.4f}<extra></extra>",
+                row=1,
+                col=col,
             )
-    low = np.nanmin(table[["auc_low", "uauc_low", "auc", "uauc"]].to_numpy(dtype=float))
-    high = np.nanmax(table[["auc_high", "uauc_high", "auc", "uauc"]].to_numpy(dtype=float))
-    for row, metric in enumerate(("AUC", "UAUC"), start=1):
-        figure.update_yaxes(title_text=metric, range=[max(0, low - 0.02), min(1, high + 0.02)], row=row, col=1)
-        figure.add_hline(y=0.5, line={"dash": "dot", "color": "#888888"}, row=row, col=1)
-    figure.update_layout(**LAYOUT, barmode="group", height=680, legend={"orientation": "h", "y": -0.22})
-    figure.update_xaxes(tickangle=0)
+        figure.add_vline(x=0.5, line={"dash": "dot", "color": "#888888"}, row=1, col=col)
+        rows, users, counted = lines[["rows", "users", "uauc_users"]].iloc[0]
+        count = f"{rows:,} rows<br>{users:,} users<br>{counted:,} in UAUC{': too few' if few else ''}"
+        figure.update_xaxes(title={"text": f"<b>{part}</b><br>{count}", "font": {"size": 12}}, row=1, col=col)
+    figure.update_xaxes(matches="x", nticks=4, tickangle=0)
+    figure.update_yaxes(tickvals=list(range(len(labels))), range=[-0.7, len(labels) - 0.3], zeroline=False)
+    figure.update_yaxes(ticktext=labels, automargin=True, col=1)
+    figure.update_layout(**LAYOUT, **LEGEND_BELOW, height=250 + 32 * len(labels))
+    figure.update_layout(legend_y=-115 / (70 + 32 * len(labels)))  # below the axis titles
     return titled(figure, title, note)
 
 
