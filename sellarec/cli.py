@@ -199,7 +199,7 @@ def _split_changes(profile: str, config: Config) -> tuple[dict[str, Any], dict[s
 
 def _report(argv: list[str]) -> None:
     options = _parse(ReportOptions, argv, "sellarec report")
-    from sellarec.report import make_report
+    from sellarec.report.make import make_report
 
     if options.origin:
         sources.fetch(options.config.dataset, options.origin)

@@ -13,17 +13,18 @@ import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
-from sellarec import figures, report
+from sellarec import figures
 from sellarec.config import make_config
 from sellarec.data import sources
 from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
 from sellarec.figures.style import COLOURS
+from sellarec.report import images, make, notebooks, pages
 from sellarec.settings import DataConfig
 from sellarec.systems.registry import OVERALL
 from tests.conftest import SMALL
 
-NOTEBOOKS = sorted(report.notebooks_folder().glob("*.ipynb"))
+NOTEBOOKS = sorted(notebooks.notebooks_folder().glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -41,7 +42,7 @@ def test_notebooks_are_thin_clean_and_parameterized(path):
 @pytest.fixture(scope="module")
 def made(planted_table, llama, tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
-    index = report.make_report(
+    index = make.make_report(
         str(planted_table), str(llama), "smoke", 0, SMALL, runs=root / "runs", reports=root / "reports"
     )
     return index.parent
@@ -49,11 +50,11 @@ def made(planted_table, llama, tmp_path_factory):
 
 def test_changed_settings_get_a_folder_of_their_own(made, small_workspace):
     assert re.search(r"-smoke-0-[0-9a-f]{6}$", made.name)
-    names = [report._folder_name(small_workspace, "smoke", c) for c in ({}, {"stage3.rows": 5}, {"stage3.rows": 6})]
+    names = [make._folder_name(small_workspace, "smoke", c) for c in ({}, {"stage3.rows": 5}, {"stage3.rows": 6})]
     assert names[0].endswith("-smoke-0") and len(set(names)) == 3
-    registered = [report._short("ml-1m", "ml-1m", sources.DATASETS), report._short("smollm2-135m", "smollm2-135m", {})]
+    registered = [make._short("ml-1m", "ml-1m", sources.DATASETS), make._short("smollm2-135m", "smollm2-135m", {})]
     assert registered[0] == "ml-1m" and re.fullmatch(r"smollm2-135m-[0-9a-f]{6}", registered[1])
-    alike = [report._short("ratings", f"/{folder}/ratings.csv", sources.DATASETS) for folder in ("x", "y")]
+    alike = [make._short("ratings", f"/{folder}/ratings.csv", sources.DATASETS) for folder in ("x", "y")]
     assert alike[0] != alike[1] and all(re.fullmatch(r"ratings-[0-9a-f]{6}", name) for name in alike)
 
 
@@ -69,8 +70,8 @@ def test_the_entry_page_says_what_was_scored_how_it_came_out_and_where_from(made
     text = (made / "index.html").read_text()
     assert "stages 1, 2 and 3 on 32, 269 and 32 of 301 training rows" in text and "scored on whole users with" in text
     headings = re.findall(r"<h2>(.+?)</h2>", text)
-    told = [heading for heading, _, figure, _ in report.STORY if (made / "figures" / f"{figure}.json").is_file()]
-    assert len(told) == len(report.STORY) and [h for h in headings if h in told] == told
+    told = [heading for heading, _, figure, _ in pages.STORY if (made / "figures" / f"{figure}.json").is_file()]
+    assert len(told) == len(pages.STORY) and [h for h in headings if h in told] == told
     assert text.count("Plotly.newPlot") == len(told)
     claims = re.findall(r"<tr><td>(.+?)</td><td>(.+?)</td><td class=.+?>(.+?)</td><td>(.+?)</td></tr>", text)
     assert claims[0][:2] == ("SeLLa-Rec beats every baseline of the paper", "Table 3")
@@ -87,7 +88,7 @@ def test_executed_notebooks_hold_results_figures_and_no_error(made):
         outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
         assert not [o for o in outputs if o.output_type == "error"]
         assert (made / f"{source.stem}.html").read_text().count("Plotly.newPlot") == sum(
-            report.PLOTLY_JSON in o.get("data", {}) for o in outputs
+            notebooks.PLOTLY_JSON in o.get("data", {}) for o in outputs
         )
     assert "stage 1, LoRA" not in (made / "10_overall.html").read_text()  # computed once, by an earlier notebook
 
@@ -119,17 +120,17 @@ def test_a_second_report_reuses_every_run(made, planted_table, llama, monkeypatc
     work = Workspace(make_config("smoke", str(planted_table), backbone=str(llama), **SMALL), runs)
     monkeypatch.setattr(Workspace, "_compute", lambda *a: pytest.fail("computed again"))
     executed = [made / "notebooks" / n.name for n in NOTEBOOKS]
-    report.write_pages(work, made, executed, "smoke")
+    pages.write_pages(work, made, executed, "smoke")
     assert before == {p: p.stat().st_mtime_ns for p in runs.rglob("manifest.json")}
 
 
 def test_a_second_report_executes_only_what_could_have_changed(made, planted_table, llama, monkeypatch):
     root, executed = made.parents[1], []
-    monkeypatch.setattr(report, "execute_notebook", lambda notebook, target, parameters: executed.append(notebook.name))
+    monkeypatch.setattr(make, "execute_notebook", lambda notebook, target, parameters: executed.append(notebook.name))
 
     def again():
         executed.clear()
-        report.make_report(
+        make.make_report(
             str(planted_table), str(llama), "smoke", 0, SMALL, runs=root / "runs", reports=root / "reports"
         )
         return executed
@@ -149,12 +150,12 @@ def test_a_second_report_executes_only_what_could_have_changed(made, planted_tab
     assert again() == names and again() == []
     with monkeypatch.context() as patched:  # the same path with other ratings in it
         patched.setitem(vars(open_dataset(str(planted_table), DataConfig())), "hash", "another")
-        patched.setattr(report, "write_pages", lambda *a: None)
+        patched.setattr(make, "write_pages", lambda *a: None)
         assert again() == names
     assert again() == names and again() == []
     with monkeypatch.context() as patched:  # the same path with another model in it
         patched.setattr("sellarec.systems.base.identity", lambda name: (Path(name).name, "other weights"))
-        patched.setattr(report, "write_pages", lambda *a: None)
+        patched.setattr(make, "write_pages", lambda *a: None)
         assert again() == names
     assert again() == names and again() == []
     (made / "notebooks" / names[0]).rename(made / "notebooks" / "away")
@@ -175,15 +176,15 @@ def test_what_a_failed_report_has_written_over_is_executed_again(made, planted_t
     def again():
         executed.clear()
         where = {"runs": root / "runs", "reports": root / "reports"}
-        report.make_report(str(planted_table), str(llama), "smoke", 0, SMALL, **where)
+        make.make_report(str(planted_table), str(llama), "smoke", 0, SMALL, **where)
         return executed
 
     names, fails = [n.name for n in NOTEBOOKS], None
-    monkeypatch.setattr(report, "execute_notebook", execute)
+    monkeypatch.setattr(make, "execute_notebook", execute)
     again()
     assert again() == []
     with monkeypatch.context() as patched:  # other code, with which the second one fails; then the code is as it was
-        patched.setattr(report, "_fingerprint", lambda *a: "other code")
+        patched.setattr(make, "_fingerprint", lambda *a: "other code")
         fails = names[1]
         with pytest.raises(SellarecError, match="no such luck"):
             again()
@@ -192,7 +193,7 @@ def test_what_a_failed_report_has_written_over_is_executed_again(made, planted_t
     manifest = next((root / "runs").rglob("manifest.json"))
     before = manifest.read_text()
     manifest.write_text(before + " ")  # a run that was computed again in its place
-    monkeypatch.setattr(report, "write_pages", lambda *a: None)
+    monkeypatch.setattr(make, "write_pages", lambda *a: None)
     assert again() == names
     manifest.write_text(before)
     assert again() == names
@@ -200,21 +201,21 @@ def test_what_a_failed_report_has_written_over_is_executed_again(made, planted_t
 
 def test_what_ifs_are_left_out_where_scores_are_no_log_odds(planted_table, llama, tmp_path, monkeypatch):
     executed = []
-    monkeypatch.setattr(report, "execute_notebook", lambda notebook, *_: executed.append(notebook.stem))
-    monkeypatch.setattr(report, "write_pages", lambda *_: None)
+    monkeypatch.setattr(make, "execute_notebook", lambda notebook, *_: executed.append(notebook.stem))
+    monkeypatch.setattr(make, "write_pages", lambda *_: None)
     settings = SMALL | {"evaluation.raw_yes": True}
-    report.make_report(str(planted_table), str(llama), "smoke", 0, settings, tmp_path / "runs", tmp_path / "reports")
+    make.make_report(str(planted_table), str(llama), "smoke", 0, settings, tmp_path / "runs", tmp_path / "reports")
     assert executed == [n.stem for n in NOTEBOOKS if n.stem != "15_attention"]
 
 
 def test_an_unknown_notebook_parameter_is_an_error(tmp_path):
     with pytest.raises(SellarecError, match=r"00_data.ipynb has no parameter 'sead'. Did you mean 'seed'"):
-        report.execute_notebook(NOTEBOOKS[0], tmp_path / "out.ipynb", {"sead": 1})
+        notebooks.execute_notebook(NOTEBOOKS[0], tmp_path / "out.ipynb", {"sead": 1})
 
 
 def test_a_failing_cell_is_named_and_the_executed_notebook_kept(tmp_path, planted_table):
     with pytest.raises(SellarecError, match=r"00_data.ipynb failed in cell .*SellarecError: profile 'quik'"):
-        report.execute_notebook(NOTEBOOKS[0], tmp_path / "out.ipynb", {"profile": "quik"})
+        notebooks.execute_notebook(NOTEBOOKS[0], tmp_path / "out.ipynb", {"profile": "quik"})
     assert (tmp_path / "out.ipynb").is_file()
 
 
@@ -224,8 +225,8 @@ def test_without_a_browser_the_report_says_how_to_get_images(made, monkeypatch, 
     def no_browser(*args, **kwargs):
         raise RuntimeError("no Chrome")
 
-    monkeypatch.setattr(report.pio, "write_images", no_browser)
-    said = report.write_images(tmp_path)
+    monkeypatch.setattr(images.pio, "write_images", no_browser)
+    said = images.write_images(tmp_path)
     assert "no Chrome" in said and "install one, or name it in BROWSER_PATH" in said
 
 
@@ -241,13 +242,13 @@ def test_only_figures_that_changed_are_drawn_again_as_high_as_they_are_and_witho
                 Image.new("RGB", (2, 1), "#D55E00").save(file)
             file.touch()
 
-    monkeypatch.setattr(report.pio, "write_images", draw)
+    monkeypatch.setattr(images.pio, "write_images", draw)
     menus = [{"buttons": [{"label": "colours", "method": "update"}]}]
     first = go.Figure(layout={"updatemenus": menus, "height": 870})
     second = go.Figure(layout={"title": {"text": "other"}})
     for name in ("a", "b"):
         figures.export_figure(first, name, tmp_path)
-    report.write_images(tmp_path)
+    images.write_images(tmp_path)
     assert sorted(drawn) == ["a.pdf", "a.png", "a.svg", "b.pdf", "b.png", "b.svg"]
     with Image.open(tmp_path / "figures" / "a.png") as image:
         assert image.mode == "P" and image.convert("RGB").getpixel((1, 0)) == (0xD5, 0x5E, 0)
@@ -257,7 +258,7 @@ def test_only_figures_that_changed_are_drawn_again_as_high_as_they_are_and_witho
     assert "other" in (tmp_path / "figures" / "b.json").read_text()
     stamp = (tmp_path / "figures" / "b.png").stat().st_mtime + 5
     os.utime(tmp_path / "figures" / "b.json", (stamp, stamp))
-    report.write_images(tmp_path)
+    images.write_images(tmp_path)
     assert sorted(drawn) == ["b.pdf", "b.png", "b.svg"]
     assert high["a.png"] == 870 and high["b.svg"] == 500  # plotly's own height where a figure has none
 
@@ -318,5 +319,5 @@ def test_a_cells_progress_lines_share_one_block(tmp_path):
     lines = [nbformat.v4.new_output("stream", name="stdout", text=f"step {n}\n") for n in range(5)]
     cells = [nbformat.v4.new_code_cell("train()", outputs=lines), nbformat.v4.new_code_cell("1", outputs=lines[:1])]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "n.ipynb")
-    html = report.notebook_html(tmp_path / "n.ipynb")
+    html = notebooks.notebook_html(tmp_path / "n.ipynb")
     assert html.count("output_stdout") == 2 and "step 4" in html
