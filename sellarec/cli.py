@@ -154,9 +154,10 @@ def _compare(argv: list[str]) -> None:
         raise SellarecError(f"--seeds is {options.seeds}; it must be at least 1.")
     work = Workspace(options.config, options.runs, computes=False)
     runs = runs_named(work, options.systems, options.seeds)
-    overall, differences = compare(runs, options.on, options.part)
+    overall, differences = compare(runs, options.on, options.part, items=options.items)
     of = next(iter(runs.values()))[0].config["dataset"]
-    print(f"{of}, {options.part} scored {options.on} rows; 95 % intervals over users\n")
+    over = "users and items" if options.items else "users"
+    print(f"{of}, {options.part} scored {options.on} rows: {overall.attrs['rests_on']}; 95 % intervals over {over}\n")
     print(pretty(overall).to_string())
     if len(differences):
         print(f"\n{differences.attrs['of']} minus\n\n{pretty(differences).to_string()}")

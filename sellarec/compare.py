@@ -58,17 +58,19 @@ def _of_seeds(work: Workspace, name: str, seeds: int) -> list[Run]:
 
 
 def compare(
-    runs: Mapping[str, Sequence[Run]], split: str = "test", part: str = "all"
+    runs: Mapping[str, Sequence[Run]], split: str = "test", part: str = "all", *, items: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """AUC and UAUC of each, and how much better the first is than each other, with 95 % user-bootstrap intervals.
+    """AUC and UAUC of each, and how much better the first is than each other, with 95 % bootstrap intervals.
 
     Args:
         runs: By label; of several under one label the mean metric is taken, whose interval holds no variance of seeds.
         split: "test", or "valid" for the validation rows that language models' checkpoints were chosen on.
         part: "all", "warm" or "cold".
+        items: Resample items as well as users.
 
     Returns:
-        As `tables.overall_table` without its other columns, and as `tables.difference_table`.
+        As `tables.overall_table` without its other columns, and as `tables.difference_table`. `attrs["rests_on"]`
+        of the first says how many rows and users there are.
 
     Raises:
         SellarecError: two runs score other rows, or rows of other data; or there are none of that part.
@@ -79,15 +81,21 @@ def compare(
     if not len(rows):
         raise SellarecError(f"There are no {part} rows among the scored {split} rows.")
     scores = {label: np.stack([_scores(run, first, rows, split, part) for run in of]) for label, of in runs.items()}
-    bootstrap = UserBootstrap(rows["user"].to_numpy(), rows["label"].to_numpy())
+    user, label, item = (rows[c].to_numpy() for c in ("user", "label", "item"))
+    bootstrap = UserBootstrap(user, label, item=item if items else None)
     lines = [
         {"label": label} | {k: v for m in ("auc", "uauc") for k, v in bootstrap.interval(m, score).columns(m).items()}
         for label, score in scores.items()
     ]
+    overall = pd.DataFrame(lines).set_index("label")
+    worth = {metric: f"{n:.0f}" for metric, n in bootstrap.worth.items()}
+    overall.attrs["rests_on"] = (
+        f"{len(rows):,}, of {bootstrap.users:,} users, worth {worth['auc']} of equal weight, {worth['uauc']} in UAUC"
+    )
     label, *others = scores
     pairs = {other: (scores[label], scores[other]) for other in others}
     found = differences(bootstrap, pairs, of=label, minus="each other", who=label) if pairs else pd.DataFrame()
-    return pd.DataFrame(lines).set_index("label"), found
+    return overall, found
 
 
 def _rows(run: Run, split: str) -> pd.DataFrame:

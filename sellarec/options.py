@@ -114,7 +114,7 @@ class AdoptOptions(Configured):
 @dataclasses.dataclass(frozen=True)
 class CompareOptions(Configured):
     """Set runs side by side: AUC and UAUC of each, and how much better the first one is than each other one, with
-    paired 95 % intervals over users. It reads the scores of finished runs and computes none.
+    paired 95 % intervals. It reads the scores of finished runs and computes none.
 
     Example: sellarec compare sella tallrec mlp_records --dataset ml-1m --seeds 3
     """
@@ -128,3 +128,5 @@ class CompareOptions(Configured):
     """Which of its rows; warm: the training part knows user and item."""
     seeds: int = 1
     """Of systems, how many seeds from `seed` on; of those in the store, the mean metric is taken."""
+    items: bool = False
+    """Resample items as well as users: would it hold of other items too? Such intervals are wider, rather too wide."""

@@ -161,7 +161,7 @@ def differences(
         for metric in ("auc", "uauc"):
             interval = bootstrap.interval(metric, score, other)
             line |= interval.columns(metric)
-            enough = bootstrap.judged[metric] >= FEWEST_USERS
+            enough = bootstrap.worth[metric] >= FEWEST_USERS
             line[f"{metric}_verdict"] = verdict(interval) if enough else "too few users"
         lines.append(line)
     table = pd.DataFrame(lines).set_index("against")

@@ -265,12 +265,17 @@ def test_a_claim_holds_only_if_its_interval_lies_above_zero():
         (float("nan"), 0.1, float("nan"), "undecided"),
     ):
         assert claims.verdict(Interval(value, low, high)) == expected
-        assert claims.Gain(Interval(value, low, high), users=10).verdict == expected
+        assert claims.Gain(Interval(value, low, high), users=10, worth=10).verdict == expected
 
 
-def test_a_handful_of_users_decides_nothing():
-    few = claims.Gain(Interval(0.2, 0.1, 0.3), users=9)
-    assert few.verdict == "undecided" and str(few) == "ΔAUC +0.2000 [+0.1000, +0.3000], 9 users (too few)"
+def test_a_handful_of_users_decides_nothing_nor_do_metrics_that_disagree():
+    better, worse, open_ = Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1), Interval(-0.1, -0.3, 0.1)
+    few = claims.Gain(better, users=100, worth=9.4)
+    assert few.verdict == "undecided"
+    assert str(few) == "ΔAUC +0.2000 [+0.1000, +0.3000]; 100 users, worth 9 of equal weight: too few"
+    assert claims.Gain(better, 100, 50, uauc=worse).verdict == "undecided"
+    assert claims.Gain(better, 100, 50, uauc=open_).verdict == "holds"
+    assert claims.Gain(worse, 100, 50, uauc=open_).verdict == "does not hold"
 
 
 def test_without_a_warm_row_there_is_nothing_to_carry_over(planted_table, llama, tmp_path):
@@ -339,13 +344,14 @@ def test_claims_are_asked_of_what_is_in_the_store(small_workspace):
         work.run(name)
     found = {c.text: c for c in claims.claims(work)}
     rows = work.part("test")
-    gain = UserBootstrap(rows["user"].to_numpy(), rows["label"].to_numpy()).interval(
-        "auc", work.test_scores("sella"), work.test_scores("no_warm_token")
-    )
+    bootstrap = UserBootstrap(rows["user"].to_numpy(), rows["label"].to_numpy())
+    scores = work.test_scores("sella"), work.test_scores("no_warm_token")
+    gain, within = (bootstrap.interval(metric, *scores) for metric in ("auc", "uauc"))
     asked = found["Worse with no warm token"]
     assert f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" in asked.evidence
     assert f"{rows['user'].nunique()} users" in asked.evidence
-    assert asked.verdict == claims.Gain(gain, rows["user"].nunique()).verdict and asked.source == "Table 5"
+    expected = claims.Gain(gain, bootstrap.users, bootstrap.worth["auc"], within)
+    assert asked.verdict == expected.verdict and asked.source == "Table 5" and str(expected) in asked.evidence
     beats = found["SeLLa-Rec beats every baseline of the paper"]
     assert "in the store, of 11" in beats.evidence and beats.verdict != "holds"  # not all of the table is there
     assert found["It beats what we set beside them"].source == "ours"

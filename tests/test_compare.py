@@ -34,6 +34,17 @@ def test_the_first_is_compared_with_each_other_one(store):
     assert found.iloc[0].to_dict() == expected.iloc[0].to_dict() and found.attrs["of"] == "MF + biases"
 
 
+def test_items_can_be_resampled_too_and_it_says_what_it_rests_on(store):
+    runs = runs_named(store, ["mf_bias", "counting"])
+    (overall, users), (_, both) = compare(runs), compare(runs, items=True)
+    assert users["auc"].item() == both["auc"].item() and users["auc_low"].item() != both["auc_low"].item()
+    rows = store.part("test")
+    each = rows["user"].value_counts()
+    assert overall.attrs["rests_on"].startswith(
+        f"{len(rows):,}, of {len(each):,} users, worth {len(rows) ** 2 / (each**2).sum():.0f} of equal weight, "
+    )
+
+
 def test_of_several_seeds_the_mean_metric_is_taken(store):
     overall, found = compare(runs_named(store, ["mf_bias", "counting"], seeds=3))  # of which two are in the store
     rows = store.part("test")

@@ -95,6 +95,36 @@ def test_a_resample_equals_the_metric_of_the_repeated_rows(sample):
         assert bootstrap.uauc(score)[n] == pytest.approx(np.mean(each))
 
 
+def test_a_resample_of_users_and_items_equals_the_metric_of_the_repeated_rows(sample):
+    user, label, score, _ = sample
+    item = np.random.default_rng(4).integers(0, 25, len(user))
+    bootstrap = UserBootstrap(user, label, resamples=5, seed=1, item=item)
+    random = np.random.default_rng(1)
+    of_user, of_item = (random.multinomial(n, np.full(n, 1 / n), 5) for n in (len(set(user)), len(set(item))))
+    for n in range(5):
+        times = of_user[n][user] * of_item[n][item]  # every user and item occurs, so that ids are places
+        rows = np.repeat(np.arange(len(user)), times)
+        assert bootstrap.auc(score)[n] == pytest.approx(roc_auc_score(label[rows], score[rows]))
+        rows = np.repeat(np.arange(len(user)), of_item[n][item])
+        each = user_aucs(user[rows], label[rows], score[rows])
+        drawn = of_user[n][each.index]
+        assert bootstrap.uauc(score)[n] == pytest.approx((each * drawn).sum() / drawn.sum())
+
+
+def test_resampling_items_too_widens_what_hangs_on_items(sample):
+    user, label, _, _ = sample
+    item = np.random.default_rng(4).integers(0, 6, len(user))
+    score = label * (item < 3)  # right about three items only
+    users, both = (UserBootstrap(user, label, item=i).interval("auc", score) for i in (None, item))
+    assert users.value == both.value and both.high - both.low > 2 * (users.high - users.low)
+
+
+def test_auc_rests_on_fewer_users_where_some_have_most_rows():
+    user = np.repeat([1, 2, 3], [8, 1, 1])
+    worth = UserBootstrap(user, np.arange(10) % 2).worth
+    assert worth == {"auc": pytest.approx(100 / 66), "uauc": 1.0}
+
+
 def test_the_interval_holds_the_estimate_and_a_clear_difference_excludes_zero(sample):
     user, label, good, bad = sample
     bootstrap = UserBootstrap(user, label)

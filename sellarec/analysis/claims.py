@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sellarec import tables
 from sellarec.analysis import alignment, slices, step0
 from sellarec.evaluation import FEWEST_USERS, Interval, UserBootstrap, mean_interval
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES, find_system
 from sellarec.systems.variants import ABLATIONS
-from sellarec.tables import PUBLISHED_ML_1M
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 
@@ -32,8 +32,8 @@ class Claim:
 
 def claims(work: Workspace) -> list[Claim]:
     """All claims that the runs in the store can be asked about, in the order of the paper."""
-    paper = [n for n in TABLES["table3"] if n in PUBLISHED_ML_1M]
-    ours = [n for n in TABLES["table3"] if n not in PUBLISHED_ML_1M]
+    paper = [n for n in TABLES["table3"] if n in tables.PUBLISHED_ML_1M]
+    ours = [n for n in TABLES["table3"] if n not in tables.PUBLISHED_ML_1M]
     found = [
         _beats(work, "SeLLa-Rec beats every baseline of the paper", "Table 3", paper),
         _beats(work, "It beats what we set beside them", "ours", ours),
@@ -46,24 +46,35 @@ def claims(work: Workspace) -> list[Claim]:
 
 @dataclass(frozen=True)
 class Gain:
-    """A difference of AUCs and the number of users that it rests on."""
+    """A difference of AUCs, with that of UAUCs where there is one, and the users that it rests on.
 
-    interval: Interval
+    Attributes:
+        worth: How many users of equally many rows would be as uneven a sample.
+    """
+
+    auc: Interval
     users: int
+    worth: float
+    uauc: Interval | None = None
 
     @property
     def verdict(self) -> str:
-        return verdict(self.interval) if self.users >= FEWEST_USERS else UNDECIDED
+        """AUC decides, unless too few users do, or UAUC decides otherwise."""
+        found = verdict(self.auc)
+        against = {HOLDS: FAILS, FAILS: HOLDS}.get(found)
+        if self.worth < FEWEST_USERS or (self.uauc and verdict(self.uauc) == against):
+            return UNDECIDED
+        return found
 
     def __str__(self) -> str:
-        return f"ΔAUC {_number(self.interval)}, {self.users:,} users" + " (too few)" * (self.users < FEWEST_USERS)
+        within = f", ΔUAUC {_number(self.uauc)}" if self.uauc else ""
+        few = ": too few" if self.worth < FEWEST_USERS else ""
+        return f"ΔAUC {_number(self.auc)}{within}; {self.users:,} users, worth {self.worth:.0f} of equal weight{few}"
 
 
 def verdict(interval: Interval) -> str:
     """Of a claim that says that something is above 0."""
-    if not interval.excludes_zero:
-        return UNDECIDED
-    return HOLDS if interval.value > 0 else FAILS
+    return {"better": HOLDS, "worse": FAILS}.get(tables.verdict(interval), UNDECIDED)
 
 
 def _gain(work: Workspace, other: str, mask: np.ndarray | None = None) -> Gain:
@@ -71,8 +82,9 @@ def _gain(work: Workspace, other: str, mask: np.ndarray | None = None) -> Gain:
     mask = np.ones(len(rows), dtype=bool) if mask is None else mask
     user = rows["user"].to_numpy()[mask]
     bootstrap = UserBootstrap(user, rows["label"].to_numpy()[mask])
-    interval = bootstrap.interval("auc", work.test_scores("sella")[mask], work.test_scores(other)[mask])
-    return Gain(interval, bootstrap.users)
+    scores = work.test_scores("sella")[mask], work.test_scores(other)[mask]
+    found = {metric: bootstrap.interval(metric, *scores) for metric in ("auc", "uauc")}
+    return Gain(users=bootstrap.users, worth=bootstrap.worth["auc"], **found)
 
 
 def _beats(work: Workspace, text: str, source: str, names: list[str]) -> Claim:
@@ -83,7 +95,7 @@ def _beats(work: Workspace, text: str, source: str, names: list[str]) -> Claim:
     all_there = len(gains) == len(others)
     total = FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} and all_there else UNDECIDED
     deciding = [n for n in gains if gains[n].verdict == total] or list(gains)
-    hardest = min(deciding, key=lambda n: gains[n].interval.value)
+    hardest = min(deciding, key=lambda n: gains[n].auc.value)
     there = f"{len(gains)}" if all_there else f"{len(gains)} in the store, of {len(others)}"
     evidence = f"better than {verdicts.count(HOLDS)} of {there}; hardest is {_label(hardest)}: {gains[hardest]}"
     return Claim(text, source, total, evidence)
@@ -140,7 +152,7 @@ def _carries_over(work: Workspace) -> Iterator[Claim]:
     line = step0.step0_table(work).loc["no CL, random projection"]
     if not line["rows"]:
         return
-    gain = Gain(Interval(line["gain"], line["gain_low"], line["gain_high"]), int(line["users"]))
+    gain = Gain(Interval(line["gain"], line["gain_low"], line["gain_high"]), int(line["users"]), line["worth"])
     text = "The aligned projection carries over before stage 3 learns"
     yield Claim(text, "Table 6", gain.verdict, f"warm rows at step 0: {gain}")
 

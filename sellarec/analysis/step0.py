@@ -35,14 +35,16 @@ def step0_table(work: Workspace) -> pd.DataFrame:
     """AUC of warm test rows at step 0, and how much better the first condition is than each other one.
 
     Returns:
-        Indexed by condition: `rows`, `users`, `draws`, `auc`, `auc_low`, `auc_high`, and `gain`, `gain_low`,
-        `gain_high`: the first condition minus this one, paired; means over the draws of a random projection. Undefined
-        (nan) if no scored test row is warm.
+        Indexed by condition: `rows`, `users`, `worth` (`UserBootstrap.worth`), `draws`, `auc`, `auc_low`, `auc_high`,
+        and `gain`, `gain_low`, `gain_high`: the first condition minus this one, paired; means over the draws of a
+        random projection. Undefined (nan) if no scored test row is warm.
     """
     frame = pd.read_parquet(work.run_of(STEP0).folder / "step0.parquet")
     if frame.empty:
         columns = ["draws", *(m + end for m in ("auc", "gain") for end in ("", "_low", "_high"))]
-        return pd.DataFrame({"rows": 0, "users": 0, **dict.fromkeys(columns, np.nan)}, [*CONDITIONS, TEXT_ONLY])
+        return pd.DataFrame(
+            {"rows": 0, "users": 0, "worth": 0.0, **dict.fromkeys(columns, np.nan)}, [*CONDITIONS, TEXT_ONLY]
+        )
     rows = work.dataset.interactions.loc[frame["row"]]
     frame[TEXT_ONLY] = work.run("tallrec").scores.set_index("row")["score"].loc[frame["row"]].to_numpy()
     bootstrap = UserBootstrap(rows["user"].to_numpy(), rows["label"].to_numpy())
@@ -51,7 +53,12 @@ def step0_table(work: Workspace) -> pd.DataFrame:
     for name, score in scores.items():
         own = bootstrap.interval("auc", score)
         gain = bootstrap.interval("auc", first, score)
-        lines[name] = {"rows": len(frame), "users": bootstrap.users, "draws": len(score)}
+        lines[name] = {
+            "rows": len(frame),
+            "users": bootstrap.users,
+            "worth": bootstrap.worth["auc"],
+            "draws": len(score),
+        }
         lines[name] |= own.columns("auc") | gain.columns("gain")
     return pd.DataFrame.from_dict(lines, orient="index")
 
