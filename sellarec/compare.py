@@ -34,7 +34,8 @@ def runs_named(work: Workspace, names: Sequence[str], seeds: int = 1) -> dict[st
     for name in names:
         if name not in SYSTEMS and Path(name).is_dir():
             runs = [open_run(Path(name))]
-            label = f"{find_system(runs[0].config['system']).label} ({Path(name).name})"
+            system = SYSTEMS.get(runs[0].config["system"])
+            label = f"{system.label if system else runs[0].config['system']} ({Path(name).name})"
         else:
             runs, label = _of_seeds(work, name, seeds), find_system(name).label
             of = [run.config["seed"] for run in runs]

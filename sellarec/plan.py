@@ -281,7 +281,8 @@ class Shape:
         """Disk that keys and values of this many prefixes take."""
         config = self.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        per_token = 2 * self.layers * config.num_key_value_heads * size * self.machine.dtype.itemsize
+        shared = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        per_token = 2 * self.layers * shared * size * self.machine.dtype.itemsize
         return rows * self.hybrid[:, 0].mean() * per_token
 
     def of_all_layers(self, cost: Callable[..., Cost], models: dict[int, nn.Module], *lengths: int) -> Cost:

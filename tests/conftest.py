@@ -13,6 +13,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -97,6 +101,13 @@ def _tiny(kind: str, vocabulary: int):
     torch.manual_seed(0)
     if kind == "llama":
         return LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
+    if kind in ("gpt2", "gpt_neox"):
+        rest = {"num_key_value_heads", "intermediate_size"} if kind == "gpt2" else {"num_key_value_heads"}
+        of = {k: v for k, v in shape.items() if k not in rest}
+        ends = {"bos_token_id": 0, "eos_token_id": 0}
+        if kind == "gpt2":
+            return GPT2LMHeadModel(GPT2Config(**of, **ends))
+        return GPTNeoXForCausalLM(GPTNeoXConfig(**of, **ends))
     if kind == "gemma3":
         return Gemma3ForCausalLM(Gemma3TextConfig(**shape, head_dim=8, sliding_window=512))
     return Qwen2ForCausalLM(Qwen2Config(**shape))
@@ -108,9 +119,10 @@ def backbone(request, tmp_path_factory, tokenizer):
     return save_backbone(tmp_path_factory, request.param, tokenizer)
 
 
-@pytest.fixture(scope="session", params=["llama", "qwen2", "gemma3"])
+@pytest.fixture(scope="session", params=["llama", "qwen2", "gemma3", "gpt2", "gpt_neox"])
 def any_backbone(request, tmp_path_factory, tokenizer):
-    """One family more: Gemma scales its embeddings, and every other layer's attention slides."""
+    """Families of other ways: Gemma scales its embeddings, and every other layer's attention slides; GPT-2 learns its
+    positions and keeps weights transposed; GPT-NeoX has one matrix for queries, keys and values."""
     return save_backbone(tmp_path_factory, request.param, tokenizer)
 
 

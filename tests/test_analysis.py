@@ -292,6 +292,13 @@ def test_without_a_warm_row_there_is_nothing_to_carry_over(planted_table, llama,
     assert list(claims._carries_over(work)) == []
 
 
+def test_step_0_says_which_projection_each_condition_has(small_workspace):
+    """Its key does not hold the projection: under settings of a random one it would be saved as the aligned one's."""
+    random = small_workspace.variant({"stage3.projection": "random"})
+    for changes in step0.CONDITIONS.values():
+        assert random.variant(changes).config == small_workspace.variant(changes).config
+
+
 def test_parts_of_one_class_leave_an_empty_figure_that_says_so(small_workspace):
     rows = small_workspace.part("test")
     liked = {"liked": (rows["label"] == 1).to_numpy()}

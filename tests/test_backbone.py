@@ -326,7 +326,7 @@ def test_a_soft_token_typed_into_a_title_is_refused_not_scattered(lm):
         lm.tokenize(Prompt(f"likes {marker}", f" {USER} {ITEM} {WARM}"), SOFT_TOKENS)
 
 
-def test_unknown_backbones_dtypes_and_targets_say_what_is_valid(any_backbone, tmp_path, monkeypatch):
+def test_unknown_backbones_dtypes_and_targets_say_what_is_valid(llama, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(SellarecError, match=r"cannot be loaded.*smollm2-135m"):
         open_language_model(str(tmp_path / "nothing-here"))
@@ -335,7 +335,7 @@ def test_unknown_backbones_dtypes_and_targets_say_what_is_valid(any_backbone, tm
     with pytest.raises(SellarecError, match="Valid: auto, float32, bfloat16"):
         choose_placement("fp8")
     with pytest.raises(SellarecError, match=r"this backbone has no linear 'v_porj'\. Did you mean 'v_proj'"):
-        add_lora(open_language_model(str(any_backbone), "float32"), LoraSettings(targets="q_proj, v_porj"), 0)
+        add_lora(open_language_model(str(llama), "float32"), LoraSettings(targets="q_proj, v_porj"), 0)
 
 
 def test_the_chosen_number_format_comes_with_its_reason():

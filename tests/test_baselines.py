@@ -12,11 +12,15 @@ from sellarec.collab.fit import fit_collab, predict, user_and_item
 from sellarec.collab.lightgcn import LightGCN
 from sellarec.collab.mf import MatrixFactorization
 from sellarec.collab.sasrec import SASRec
+from sellarec.config import make_config
 from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc
 from sellarec.settings import FitConfig
+from sellarec.systems.base import Workspace
 from sellarec.systems.collaborative import with_history
+from sellarec.systems.mf import new_mf
+from tests.conftest import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +191,15 @@ def test_a_killed_training_ends_with_the_same_bytes(data, name, killed_before, t
     assert begun[0] == killed_before and f"MF: going on from epoch {killed_before}" in capsys.readouterr().out
     assert log_again == log and all(torch.equal(whole[k], resumed[k]) for k in whole)
     assert weights(checkpoint=file)[0] == []  # done: nothing is trained again
+
+
+def test_squared_error_gives_the_probabilities_that_it_was_fitted_to(planted_table, tmp_path):
+    changes = {**SMALL, "mf.loss": "mse", "mf.epochs": 3}
+    work = Workspace(make_config("smoke", str(planted_table), **changes), tmp_path)
+    model = new_mf(work.dataset, work.config.mf)
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in work.run("mf").tensors("model").items()})
+    said = predict(model, user_and_item(work.part("test")))
+    np.testing.assert_allclose(work.test_scores("mf"), np.clip(said, 0, 1), rtol=1e-6)
 
 
 def test_a_checkpoint_of_another_model_and_a_torn_one_are_refused(data, tmp_path, monkeypatch):

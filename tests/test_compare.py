@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sellarec import cli
+from sellarec.analysis.step0 import STEP0
 from sellarec.compare import compare, runs_named
 from sellarec.config import as_options, make_config
 from sellarec.errors import SellarecError
@@ -90,6 +91,12 @@ def test_what_cannot_be_compared_is_said_with_what_to_do(store, tmp_path):
     (damaged / "metrics.json").write_text("{}")
     with pytest.raises(SellarecError, match="was changed or added"):
         runs_named(store, [str(damaged)])
+
+
+def test_a_run_of_an_analysis_is_said_to_score_nothing(small_workspace):
+    run = small_workspace.run_of(STEP0)
+    with pytest.raises(SellarecError, match=r"step0 \(.+\) is a step that others grow from; it scores no rows"):
+        runs_named(small_workspace, [str(run.folder)])
 
 
 def test_one_run_in_two_places_is_two_lines(store, tmp_path):

@@ -44,6 +44,15 @@ def planned(planted_table, tmp_path_factory):
     return Workspace(config, tmp_path_factory.mktemp("runs"), computes=False)
 
 
+def test_a_backbone_without_shared_heads_is_planned_too(planned, any_backbone):
+    work = place(planned, any_backbone)
+    shape = plan.Shape(work, machine())
+    heads = {"gpt2": 4, "gpt_neox": 4}.get(shape.config.model_type, 2)
+    tokens = shape.hybrid[:, 0].mean()
+    assert shape.kept_bytes(10) == pytest.approx(10 * tokens * 2 * 2 * heads * 8 * 4)  # 2 layers of keys and values
+    assert plan.make_plan(work, machine()).fits
+
+
 def machine(memory=2**34):
     return Machine("cpu", torch.float32, memory, 1e11)
 

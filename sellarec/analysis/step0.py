@@ -21,7 +21,7 @@ from sellarec.systems.sella import HybridModel, new_soft_tokens
 
 _BARE = {"stage3.records": False, "stage3.facts": False}
 CONDITIONS = {
-    "CL + projection": _BARE,
+    "CL + projection": {**_BARE, "stage3.projection": "aligned"},
     "CL, random projection": {**_BARE, "stage3.projection": "random"},
     "no CL, random projection": {**_BARE, "stage3.projection": "random", "stage2.alignment": 0.0},
 }

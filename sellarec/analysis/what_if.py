@@ -187,13 +187,16 @@ class Explorer:
         return self.case(user, item, tuple(int(i) for i in liked))
 
     def case(self, user: int, item: int, history: tuple[int, ...]) -> Case:
-        """Any user and target, with what the training part knows of both.
+        """Any user (0: a new one) and target, with what the training part knows of both.
 
         Raises:
             SellarecError: an id that the dataset does not have.
         """
-        for what, value, most in (("user", user, self.dataset.n_users), ("item", item, self.dataset.n_items)):
-            if not 0 <= value <= most:
+        for what, value, least, most in (
+            ("user", user, 0, self.dataset.n_users),
+            ("item", item, 1, self.dataset.n_items),
+        ):
+            if not least <= value <= most:
                 raise SellarecError(f"{what} {value} is not in {self.dataset.name}; ids go from 1 to {most}.")
         of_user, of_item = self.counts("user", user), self.counts("item", item)
         return Case(user if of_user[0] else 0, item, history, of_user, of_item, self.tokens)

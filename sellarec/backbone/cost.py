@@ -32,7 +32,7 @@ def forward_cost(model: nn.Module, length: int) -> Cost:
     """A forward pass of one row."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         ids = torch.zeros(1, length, dtype=torch.long, device="meta")
-        _body(model)(input_ids=ids, attention_mask=_mask(model, length, length), use_cache=False)
+        _body(model)(input_ids=ids, use_cache=False, **_places(model, 0, length))
     return Cost(counter.get_total_flops(), 0)
 
 
@@ -58,21 +58,22 @@ def training_cost(model: nn.Module, prefix: int, suffix: int, soft: bool) -> Cos
         if prefix:
             with torch.no_grad():
                 ids = torch.zeros(1, prefix, dtype=torch.long, device="meta")
-                mask = _mask(model, prefix, prefix)
-                past = body(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+                past = body(input_ids=ids, use_cache=True, **_places(model, 0, prefix)).past_key_values
         out = body(
             inputs_embeds=embeds.requires_grad_(soft),
-            attention_mask=_mask(model, suffix, prefix + suffix),
             past_key_values=past,
             use_cache=past is not None,
+            **_places(model, prefix, suffix),
         ).last_hidden_state
         out[:, -1].float().sum().backward()
     return Cost(counter.get_total_flops(), sum(kept.values()))
 
 
-def _mask(model: nn.Module, queries: int, keys: int) -> Tensor:
-    """A ready-made mask; one of token flags would be looked at, and meta tensors hold nothing."""
-    return torch.zeros(1, 1, queries, keys, device="meta", dtype=next(model.parameters()).dtype)
+def _places(model: nn.Module, before: int, length: int) -> dict[str, Tensor]:
+    """A ready-made mask and positions; models make them of token flags by looking at these, and meta tensors hold
+    nothing."""
+    mask = torch.zeros(1, 1, length, before + length, device="meta", dtype=next(model.parameters()).dtype)
+    return {"attention_mask": mask, "position_ids": torch.arange(before, before + length, device="meta")[None]}
 
 
 def _body(model: nn.Module) -> nn.Module:

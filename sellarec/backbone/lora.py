@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # peft asks transformers for an attribute under its old name.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+# It sees for itself that GPT-2 keeps weights transposed, and says so for each.
+warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but the target module is `Conv1D`")
 
 
 def lora_config(settings: LoraSettings) -> LoraConfig:

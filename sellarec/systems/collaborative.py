@@ -15,7 +15,7 @@ from sellarec.collab.fit import Inputs, fit_collab, predict, user_and_item
 from sellarec.data.dataset import Dataset
 from sellarec.runs import Run
 from sellarec.settings import Config, FitConfig
-from sellarec.systems.base import System, Workspace, save_state, saved_state, sigmoid
+from sellarec.systems.base import System, Workspace, as_probability, save_state, saved_state, scored_by
 
 
 def distinct_ids(rows: pd.DataFrame) -> tuple[Tensor, Tensor]:
@@ -76,6 +76,10 @@ def collaborative_system(
         config, dataset = settings(work.config), work.dataset
         model = build(dataset, config)
         model.load_state_dict(saved_state(run, "model"))
-        return sigmoid(predict(model, inputs(dataset, config)(dataset.interactions.iloc[rows])))
+        output = predict(model, inputs(dataset, config)(dataset.interactions.iloc[rows]))
+        return as_probability(output, config.loss)
 
-    return System(name, label, lambda config: {name: settings(config)}, fit, score)
+    def keyed(config: Config) -> dict:
+        return {name: settings(config), **scored_by(settings(config).loss)}
+
+    return System(name, label, keyed, fit, score)

@@ -22,7 +22,7 @@ from sellarec.collab.fit import batches, fit_collab, predict
 from sellarec.progress import Progress
 from sellarec.runs import Run
 from sellarec.settings import Config, CTRLConfig
-from sellarec.systems.base import System, Workspace, save_state, saved_state, sigmoid
+from sellarec.systems.base import System, Workspace, as_probability, save_state, saved_state, scored_by
 from sellarec.systems.collaborative import with_history
 from sellarec.systems.din import new_din
 from sellarec.systems.row_prompts import prompts_of
@@ -90,12 +90,13 @@ def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     model = new_din(work.dataset, work.config.din)
     model.load_state_dict(saved_state(run, "model"))
     inputs = with_history(work.dataset, work.config.din.history)
-    return sigmoid(predict(model, inputs(work.dataset.interactions.iloc[rows])))
+    return as_probability(predict(model, inputs(work.dataset.interactions.iloc[rows])), work.config.din.loss)
 
 
 def _settings(config: Config) -> dict:
     rows = [config.stage1.rows, config.stage3.rows]
-    return {"prompt": config.prompt, "din": config.din, "ctrl": config.ctrl, "rows": rows}
+    settings = {"prompt": config.prompt, "din": config.din, "ctrl": config.ctrl, "rows": rows}
+    return settings | scored_by(config.din.loss)
 
 
 SYSTEM = System("ctrl", "CTRL(DIN)", _settings, fit, score, uses_backbone=True)

@@ -15,7 +15,7 @@ from sellarec.collab.fit import fit_collab, predict, user_and_item
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.runs import Run
 from sellarec.settings import Config
-from sellarec.systems.base import System, Workspace, save_state, saved_state, sigmoid
+from sellarec.systems.base import System, Workspace, as_probability, save_state, saved_state, scored_by
 from sellarec.systems.collaborative import distinct_ids
 from sellarec.systems.mf import new_mf
 from sellarec.systems.rows import stage2_rows
@@ -88,7 +88,8 @@ def aligned_parts(work: Workspace) -> tuple[MatrixFactorization, Projection, nn.
 def _score_aligned(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     mf = new_mf(work.dataset, work.config.stage2)
     mf.load_state_dict(_prefixed(run, "aligned", "mf."))
-    return sigmoid(predict(mf, user_and_item(work.dataset.interactions.iloc[rows])))
+    output = predict(mf, user_and_item(work.dataset.interactions.iloc[rows]))
+    return as_probability(output, work.config.stage2.loss)
 
 
 def _prefixed(run: Run, file: str, prefix: str) -> dict[str, Tensor]:
@@ -97,7 +98,7 @@ def _prefixed(run: Run, file: str, prefix: str) -> dict[str, Tensor]:
 
 def _stage2_settings(config: Config) -> dict:
     held_out = (config.stage1.rows, config.stage3.rows) if config.stage2.hold_out else None
-    return {"stage2": config.stage2, "held_out": held_out}
+    return {"stage2": config.stage2, "held_out": held_out, **scored_by(config.stage2.loss)}
 
 
 SYSTEM = System(
