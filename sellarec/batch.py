@@ -26,11 +26,7 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """False also if the run that it grows from is damaged: to compute it says so, and the others go on."""
-        try:
-            return self.work.is_done(self.system.name)
-        except SellarecError:
-            return False
+        return self.work.is_done(self.system.name)
 
 
 def jobs_of(work: Workspace, table: str, seeds: int = 1) -> list[Job]:

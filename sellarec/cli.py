@@ -130,11 +130,12 @@ def _run_table(work: Workspace, table: str, seeds: int) -> None:
     jobs = jobs_of(work, table, seeds)
     failed = compute(jobs)
     for job in jobs:
-        if job in failed:
-            line = f"failed: {failed[job]}"
-        else:
-            found = job.work.run(job.system.name).metrics["test"]["all"]
-            line = "  ".join(f"{m.upper()} {_four(found[m])}" for m in ("auc", "uauc"))
+        try:
+            found = job.work.run(job.system.name).metrics["test"]["all"] if job not in failed else {}
+        except SellarecError as error:  # a run of the store that was damaged; the others' lines are of use
+            failed[job] = str(error)
+        scores = "  ".join(f"{m.upper()} {_four(found[m])}" for m in found if m in ("auc", "uauc"))
+        line = f"failed: {failed[job]}" if job in failed else scores
         print(f"{job.system.name:22} seed {job.work.config.seed}  {line}")
     if failed:
         raise SellarecError(f"{len(failed)} of {len(jobs)} systems failed. The same command tries only these again.")

@@ -1,4 +1,5 @@
-"""Tables for notebooks and reports: what the runs hold, as DataFrames; nothing is trained or drawn here."""
+"""Tables for notebooks and reports: what the runs hold, as DataFrames. What is missing is computed, if the workspace
+computes."""
 
 from __future__ import annotations
 
@@ -10,8 +11,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 from scipy.stats import rankdata
 
-from sellarec.errors import SellarecError
-from sellarec.evaluation import FEWEST_USERS, SLICES, Interval, UserBootstrap, slice_masks
+from sellarec.evaluation import FEWEST_USERS, SLICES, Interval, UserBootstrap
 from sellarec.profiles import as_in_the_paper
 from sellarec.systems.base import SEEDS, Workspace
 from sellarec.systems.registry import OVERALL, TABLES, find_system
@@ -55,30 +55,25 @@ def systems_of(work: Workspace, table: str, needed: Sequence[str]) -> tuple[str,
     return tuple(n for n in wanted if n not in missing)
 
 
-def overall_table(work: Workspace, systems: Sequence[str] = OVERALL, part: str = "all") -> pd.DataFrame:
-    """AUC and UAUC of every system on a slice of the test rows, with 95 % user-bootstrap intervals.
-
-    Systems that are not in the store are computed, if the workspace computes.
+def overall_table(work: Workspace, systems: Sequence[str] = OVERALL) -> pd.DataFrame:
+    """AUC and UAUC of every system on the scored test rows, with 95 % user-bootstrap intervals.
 
     Returns:
-        Indexed by label: `system`; for each metric m: `m`, `m_low`, `m_high`; of the whole test part also `seeds`, how
-        many of them are in the store, and `m_mean` and `m_spread`, mean and largest distance from it over these; and
-        `m_paper` (ML-1M only); `attrs["paper"]` says how these were made.
+        Indexed by label: `system`; for each metric m: `m`, `m_low`, `m_high`; `seeds`, how many of them are in the
+        store, and `m_mean` and `m_spread`, mean and largest distance from it over these; and `m_paper` (ML-1M only);
+        `attrs["paper"]` says how these were made.
     """
-    if part not in SLICES:
-        raise ValueError(f"part '{part}' is none of {SLICES}")
-    bootstrap, mask = _bootstrap(work, part)
+    bootstrap = _bootstrap(work)
     others = [work.variant({"seed": s}) for s in SEEDS if s != work.config.seed]
     lines = []
     for name in systems:
-        score = work.test_scores(name)[mask]
+        score = work.test_scores(name)
         line: dict[str, object] = {"label": find_system(name).label, "system": name}
-        if part == "all":
-            line |= _over_seeds([work, *(o for o in others if _has_seed(o, name))], name)
+        line |= _over_seeds([work, *(o for o in others if _has_seed(o, name))], name)
         for n, metric in enumerate(("auc", "uauc")):
             interval = bootstrap.interval(metric, score)
             line |= interval.columns(metric)
-            if work.dataset.name == "ml-1m" and part == "all":
+            if work.dataset.name == "ml-1m":
                 line[f"{metric}_paper"] = PUBLISHED_ML_1M.get(name, (np.nan, np.nan))[n]
         lines.append(line)
     table = pd.DataFrame(lines).set_index("label")
@@ -109,7 +104,6 @@ def difference_table(
     work: Workspace,
     system: str = "sella",
     systems: Sequence[str] = OVERALL,
-    part: str = "all",
     *,
     gains: bool = False,
 ) -> pd.DataFrame:
@@ -122,18 +116,17 @@ def difference_table(
         Indexed by the other system's label: for each metric m: `m`, `m_low`, `m_high`, `m_verdict`. `attrs` say what
         was taken from what (`of`, `minus`) and whom the verdict is about (`who`).
     """
-    bootstrap, mask = _bootstrap(work, part)
-    score = work.test_scores(system)[mask]
+    score = work.test_scores(system)
     pairs = {}
     for name in (n for n in systems if n != system):
-        other = work.test_scores(name)[mask]
+        other = work.test_scores(name)
         pairs[find_system(name).label] = (other, score) if gains else (score, other)
     label, others = find_system(system).label, "each other system"
     of, minus, who = (others, label, "it") if gains else (label, others, label)
-    return differences(bootstrap, pairs, of=of, minus=minus, who=who)
+    return differences(_bootstrap(work), pairs, of=of, minus=minus, who=who)
 
 
-def blend_table(work: Workspace, system: str, systems: Sequence[str], part: str = "all") -> pd.DataFrame:
+def blend_table(work: Workspace, system: str, systems: Sequence[str]) -> pd.DataFrame:
     """What each other system's answer adds to one's: the mean of both ranks among the rows, minus the one's alone.
 
     The first line is the null: the system with itself, trained from the next seed. To average two trainings helps by
@@ -142,13 +135,12 @@ def blend_table(work: Workspace, system: str, systems: Sequence[str], part: str 
     Returns:
         As `difference_table`.
     """
-    bootstrap, mask = _bootstrap(work, part)
     label, again = find_system(system).label, work.config.seed + 1
     scores = {f"with itself, seed {again}": work.variant({"seed": again}).test_scores(system)}
     scores |= {f"with {find_system(n).label}": work.test_scores(n) for n in systems if n != system}
-    own = rankdata(work.test_scores(system)[mask])
-    pairs = {name: (own + rankdata(score[mask]), own) for name, score in scores.items()}
-    return differences(bootstrap, pairs, of="the mean of two rankings", minus=label, who="the mean")
+    own = rankdata(work.test_scores(system))
+    pairs = {name: (own + rankdata(score), own) for name, score in scores.items()}
+    return differences(_bootstrap(work), pairs, of="the mean of two rankings", minus=label, who="the mean")
 
 
 def differences(
@@ -195,9 +187,7 @@ def by_part(lines: pd.DataFrame, metric: str) -> pd.DataFrame:
     users = "uauc_users" if metric == "uauc" else "users"
     shown = lines.assign(
         said=[
-            "undefined"
-            if np.isnan(v)
-            else f"{v:.3f}{'' if np.isnan(lo) else f' [{lo:.3f}, {hi:.3f}]'}".replace("0.", ".")
+            _with_bounds(v, lo, hi, ".3f").replace("0.", ".")
             for v, lo, hi in lines[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
         ],
         column=[
@@ -267,12 +257,13 @@ def scope(work: Workspace, shown: str = "") -> str:
 
 
 def pretty(table: pd.DataFrame) -> pd.DataFrame:
-    """The overall table as people read it: "0.731 [0.712, 0.750]", without the technical columns."""
+    """The overall table as people read it: "0.731 [0.712, 0.750]", without the technical columns; bounds that there are
+    none of are left out."""
     out = pd.DataFrame(index=table.index.rename(None))
     for metric in ("auc", "uauc"):
         signed = "+.4f" if f"{metric}_verdict" in table else ".4f"
         out[metric.upper()] = [
-            f"{v:{signed}} [{lo:{signed}}, {hi:{signed}}]"
+            _with_bounds(v, lo, hi, signed)
             for v, lo, hi in table[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
         ]
         if f"{metric}_verdict" in table:
@@ -290,6 +281,12 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
                 for mean, spread, n in table[[f"{metric}_mean", f"{metric}_spread", "seeds"]].to_numpy(dtype=float)
             ]
     return out
+
+
+def _with_bounds(value: float, low: float, high: float, form: str) -> str:
+    if np.isnan(value):
+        return "undefined"
+    return f"{value:{form}}" if np.isnan(low) else f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def export_table(table: pd.DataFrame, name: str, folder: str | Path | None, caption: str = "") -> None:
@@ -310,9 +307,6 @@ def _for_latex(text: str) -> str:
     return text.translate(str.maketrans(special))
 
 
-def _bootstrap(work: Workspace, part: str) -> tuple[UserBootstrap, np.ndarray]:
+def _bootstrap(work: Workspace) -> UserBootstrap:
     rows = work.part("test")
-    mask = slice_masks(rows)[part]
-    if not mask.any():
-        raise SellarecError(f"There are no {part} rows among the scored test rows.")
-    return UserBootstrap(rows["user"].to_numpy()[mask], rows["label"].to_numpy()[mask]), mask
+    return UserBootstrap(rows["user"].to_numpy(), rows["label"].to_numpy())

@@ -20,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sellarec.distributed import agreed, is_main, rank, summed, wait, world
 from sellarec.errors import SellarecError
-from sellarec.evaluation import auc
+from sellarec.evaluation import auc, check_finite
 from sellarec.progress import Progress
 from sellarec.settings import TrainConfig
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Log = Callable[[dict], None]
+
+ADVICE = "lower the learning rate, or compute in float32 (--dtype float32)"
+"""For whoever trains what has come to infinite values."""
 
 POOL = 16
 """Batches that are drawn together and sorted by length, so that little of a batch is padding."""
@@ -108,11 +111,7 @@ def train(
             batch = schedule[position.step]
             model.train()
             loss = _backward(accelerator, shared, target, batch, config.accumulate)
-            if not math.isfinite(loss):
-                raise SellarecError(
-                    f"{label}: the loss is {loss} at step {position.step}, rows {row_ids[batch].tolist()}. "
-                    "Lower the learning rate, or compute in float32 (--dtype float32)."
-                )
+            check_finite(loss, f"{label}, loss of step {position.step}, rows {row_ids[batch].tolist()}", ADVICE)
             accelerator.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -121,7 +120,9 @@ def train(
             position.log.append({"step": position.step, "loss": loss, "learning_rate": rate.get_last_lr()[0]})
             if position.step in eval_steps:
                 model.eval()
-                _select(model, position, auc(*validate()), folder)
+                true, said = validate()
+                check_finite(said, f"{label}, scores after step {position.step}", ADVICE)
+                _select(model, position, auc(true, said), folder)
             progress.advance(config.batch, _note(loss, position))
             if agreed(time.monotonic() - saved > config.checkpoint_seconds) or position.step == steps:
                 _save_checkpoint(accelerator, checkpoint)

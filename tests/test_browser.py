@@ -129,7 +129,9 @@ def test_ten_sessions_at_once_keep_their_own_rows_and_changes(served, tab):
 
 def test_it_listens_on_localhost_only(served):
     port = int(served[0].rsplit(":", 1)[1])
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if Path("/proc/net/tcp").exists() else []:
-        local, state = line.split()[1], line.split()[3]
-        if state == "0A" and int(local.split(":")[1], 16) == port:
-            assert local.split(":")[0] == "0100007F"  # 127.0.0.1
+    tables = [Path("/proc/net") / name for name in ("tcp", "tcp6")]
+    if not tables[0].exists():
+        pytest.skip("there is no /proc/net here to look into")
+    lines = [line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
+    listening = [line[1].split(":")[0] for line in lines if line[3] == "0A" and int(line[1].split(":")[1], 16) == port]
+    assert listening and set(listening) <= {"0100007F", "00000000000000000000000001000000"}  # 127.0.0.1 and ::1

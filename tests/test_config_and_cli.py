@@ -104,6 +104,10 @@ def test_doctor_says_what_is_chosen_and_what_is_missing(capsys):
         (["run", "mf", "--lora.dropout", "-1"], "lora.dropout is -1.0; it must be at least 0 and below 1"),
         (["run", "mf", "--stage2.temperature", "0"], "stage2.temperature is 0.0; it must be above 0"),
         (["run", "mf", "--stage2.without-contrast", "1.5"], "stage2.without_contrast is 1.5; it must be"),
+        (["run", "mf", "--mf.init-std", "-0.1"], "mf.init_std is -0.1; it must be above 0"),
+        (["run", "mf", "--lora.alpha", "0"], "lora.alpha is 0; it must be above 0"),
+        (["run", "mf", "--binllm.binary-growth", "-1"], "binllm.binary_growth is -1.0; it must be at least 0"),
+        (["run", "mf", "--data.valid-from", "0.95"], "data.valid_from is 0.95 and data.test_from 0.85; two increasing"),
         (["run", "mf", "--ctrl.batch", "1"], "ctrl.batch is 1; it must be at least 2"),
         (["run", "mf", "--stage3.cold-users", "2"], "stage3.cold_users is 2.0; it must be at most 1"),
         (["run", "mf", "--stage1.learning-rate", "-1"], "stage1.learning_rate is -1.0; it must be above 0"),
@@ -203,6 +207,13 @@ def test_a_table_is_one_command_and_a_failed_system_leaves_the_others(planted_ta
     assert table["auc_mean"].iloc[1] == pytest.approx(np.mean(values), abs=1e-4)
     assert table["auc_spread"].iloc[1] == pytest.approx(abs(values[0] - values[1]) / 2, abs=1e-4)
     assert pretty(table)["AUC over seeds"].tolist()[0] == "" and "(2)" in pretty(table)["AUC over seeds"].iloc[1]
+
+    (work.run("din").folder / "metrics.json").write_text("{}")
+    with pytest.raises(SystemExit, match="1 of 3 systems failed"):
+        cli.main(words)
+    damaged = capsys.readouterr().out
+    assert re.search(r"din +seed 0  failed: .+ was changed or added", damaged)
+    assert re.search(r"sasrec +seed 0  AUC 0\.\d{4}", damaged)
 
 
 def test_the_tables_name_systems_that_exist():

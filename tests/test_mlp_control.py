@@ -48,6 +48,13 @@ def test_another_start_is_another_network_over_the_same_stages(small_workspace):
     assert again.run("sella_collab").folder == small_workspace.run("sella_collab").folder
 
 
+def test_a_diverging_one_is_named_with_what_to_do(planted_table, tmp_path):
+    changes = {**SMALL, "mlp.learning_rate": 1e30}
+    work = Workspace(make_config("smoke", str(planted_table), **changes), tmp_path)
+    with pytest.raises(SellarecError, match=r"MLP, scores of epoch \d+: not every .+ lower mlp\.learning_rate"):
+        work.run("mlp_records")
+
+
 @pytest.mark.parametrize(("inputs", "message"), [("records,semantics", "Did you mean 'semantic'"), ("", "Valid: vec")])
 def test_an_unknown_input_is_named(inputs, message):
     with pytest.raises(SellarecError, match=message):

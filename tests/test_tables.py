@@ -54,8 +54,6 @@ def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, m
     assert (
         provenance_table(small_workspace, ["sella"])["run"].item().endswith(small_workspace.run("sella").config["key"])
     )
-    with pytest.raises(ValueError, match="none of"):
-        overall_table(small_workspace, part="hot")
 
 
 def test_a_note_says_what_is_shown_and_whether_the_method_is_the_papers(small_workspace):

@@ -202,8 +202,24 @@ def test_a_loss_that_is_not_finite_stops_with_step_rows_and_advice(problem, tmp_
     x, y = problem
     broken = x.clone()
     broken[17] = float("nan")
-    with pytest.raises(SellarecError, match=r"the loss is nan at step \d+, rows \[.*1017.*\].*Lower the learning rate"):
+    with pytest.raises(SellarecError, match=r"loss of step \d+, rows \[.*1017.*\]: .+ lower the learning rate"):
         run((broken, y), tmp_path)
+
+
+def test_validation_scores_that_are_not_finite_stop_with_advice(tmp_path):
+    model, labels = nn.Linear(1, 1), np.array([0, 1])
+
+    class Scores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = model
+
+        def forward(self, batch):
+            return self.layer(torch.ones(len(batch), 1))[:, 0]
+
+    config = TrainConfig(batch=2, epochs=1, evaluations=1)
+    with pytest.raises(SellarecError, match="scores after step 1: not every value is finite any more; lower the"):
+        train(Scores(), labels, np.arange(2), lambda: (labels, np.array([0.0, np.nan])), config, 0, tmp_path)
 
 
 def test_parameters_move_at_the_rate_of_their_names(tmp_path):

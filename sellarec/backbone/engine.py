@@ -139,7 +139,6 @@ def embed_rows(
     lm: LanguageModel,
     rows: Sequence[TokenRow],
     *,
-    token_budget: int | None = None,
     label: str,
     unit: str = "rows",
     resume: Path | None = None,
@@ -152,7 +151,7 @@ def embed_rows(
     def embed(batch: np.ndarray) -> Tensor:
         return final_hidden(lm, [rows[i] for i in batch])
 
-    budget = token_budget or TOKEN_BUDGET[lm.placement.device.type]
+    budget = TOKEN_BUDGET[lm.placement.device.type]
     return _for_all(rows, embed, (lm.width,), budget, label, unit, resume, together=lm.split)
 
 

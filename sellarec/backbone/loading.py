@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from filelock import FileLock
 
 from sellarec.data import sources
 from sellarec.errors import SellarecError
@@ -106,11 +107,11 @@ def load_backbone(
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    folder = _resolve(name)
     # In bfloat16 on a CPU eager attention's backward was the faster one (7.9 against 6.0 rows/s, SmolLM2-135M).
     attention = "eager" if placement.device.type == "cpu" else "sdpa"
     quantized = _four_bits(placement) if placement.nf4 else {}
     try:
+        folder = _resolve(name)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         dtype = reading_dtype(AutoConfig.from_pretrained(folder), placement.device.type, placement.dtype)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, **quantized)
@@ -150,8 +151,8 @@ def load_shape(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    folder = _resolve(name)
     try:
+        folder = _resolve(name)
         return AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise _not_loadable(name, error) from error
@@ -224,14 +225,19 @@ def convert_gguf(path: Path) -> Path:
 
     Reading GGUF takes 20 s and the model it gives cannot be saved or trained; the copy loads in a second and can.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     size = path.stat().st_size
     key = hashlib.sha256(f"{path.resolve()} {size} {path.stat().st_mtime_ns}".encode()).hexdigest()[:12]
     folder = sources.home() / "converted" / f"{path.stem}-{key}"
-    if (folder / "model.safetensors").is_file():
-        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if not folder.is_dir():  # it is renamed when it is whole
+            _convert(path, folder)
+    return folder
+
+
+def _convert(path: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     print(f"Converting {path.name} to safetensors (once, about 20 s) ...", flush=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as scratch:
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
@@ -242,6 +248,4 @@ def convert_gguf(path: Path) -> Path:
         target = Path(scratch) / "model"
         plain.save_pretrained(target)
         AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(target)
-        if not folder.exists():
-            os.replace(target, folder)
-    return folder
+        os.replace(target, folder)

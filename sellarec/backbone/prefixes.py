@@ -12,7 +12,10 @@ import math
 import os
 import shutil
 import time
+import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +92,7 @@ def open_prefix_cache(
         return None
     shape = _shape(lm)
     if shape is None:
-        print(f"The {label} are computed anew each time: this backbone's layers keep different things.", flush=True)
+        print(f"{label}: computed anew each time, this backbone's layers keep different things.", flush=True)
         return None
     lengths = np.array([len(p) for p in distinct])
     starts, total, dtype = np.cumsum(lengths) - lengths, int(lengths.sum()), lm.embedding.weight.dtype
@@ -100,21 +103,23 @@ def open_prefix_cache(
         if not path.exists():
             if not _reserve(path.with_suffix(".part"), needed, gib):
                 print(
-                    f"The {label} would take {needed / GIB:.1f} GiB on disk and are computed anew each time "
+                    f"{label}: would take {needed / GIB:.1f} GiB on disk and is computed anew each time "
                     f"(--prefix-gib is {gib:g}, {shutil.disk_usage(folder).free / GIB:.0f} GiB are free).",
                     flush=True,
                 )
                 return None
             shown = f"{label}, {needed / GIB:.1f} GiB" if label else ""
             _compute(lm, distinct, starts, (total, *shape), path, token_budget, shown)
-        _in_use.add(path)
         os.utime(path)
         data = np.memmap(path, _numpy(dtype), mode="r", shape=(total, *shape))
-    return PrefixCache(data, dict(zip(distinct, starts.tolist(), strict=True)), dtype)
+        cache = PrefixCache(data, dict(zip(distinct, starts.tolist(), strict=True)), dtype)
+        _in_use[path] += 1
+        weakref.finalize(cache, _in_use.subtract, [path])
+    return cache
 
 
-_in_use: set[Path] = set()
-"""Files that this process reads: to remove one would free nothing, and it would be computed again at once."""
+_in_use: Counter[Path] = Counter()
+"""How many caches of this process read a file: to remove one would free nothing, and it would be computed again."""
 
 
 def _compute(
@@ -170,7 +175,12 @@ def room(folder: Path) -> float:
 
 
 def _files(folder: Path) -> dict[Path, os.stat_result]:
-    return {f: f.stat() for f in folder.glob("*") if f.suffix in (".bin", ".part")}
+    found = {}
+    for file in folder.glob("*"):
+        with suppress(FileNotFoundError):  # another process has removed or renamed it meanwhile
+            if file.suffix in (".bin", ".part"):
+                found[file] = file.stat()
+    return found
 
 
 def _reserve(part: Path, needed: int, gib: float) -> bool:
@@ -185,12 +195,13 @@ def _reserve(part: Path, needed: int, gib: float) -> bool:
     with FileLock(folder / "room.lock"):
         files = _files(folder)
         taken, allowed = sum(s.st_size for s in files.values()), min(gib * GIB, room(folder))
-        if needed > allowed:
-            return False
-        for file in sorted(files, key=lambda f: files[f].st_mtime):
+        old = sorted((f for f in files if not _in_use[f]), key=lambda f: files[f].st_mtime)
+        if taken + needed - sum(files[f].st_size for f in old) > allowed:
+            return False  # nothing is removed in vain
+        for file in old:
             if taken + needed <= allowed:
                 break
-            if file not in _in_use and _remove_unless_locked(file):
+            if _remove_unless_locked(file):
                 taken -= files[file].st_size
         if taken + needed > allowed:
             return False

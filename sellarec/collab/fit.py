@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from sellarec.data.dataset import Dataset
 from sellarec.distributed import is_main
 from sellarec.errors import SellarecError
-from sellarec.evaluation import auc, check_selectable
+from sellarec.evaluation import auc, check_finite, check_selectable
 from sellarec.progress import Progress
 from sellarec.settings import FitConfig
 
@@ -100,9 +100,8 @@ def fit_collab(
                 optimizer.step()
                 total += loss.item() * len(batch)
             found = predict(model, valid)
-            if not np.isfinite(total) or not np.isfinite(found).all():
-                what = f"loss became {total}" if not np.isfinite(total) else "scores are not finite"
-                raise SellarecError(f"{label}: the {what} in epoch {state.epoch}; lower its learning_rate.")
+            for what, values in (("loss", total), ("scores", found)):
+                check_finite(values, f"{label}, {what} of epoch {state.epoch}", "lower its learning_rate")
             state.end_epoch(total / len(labels), auc(valid_rows["label"].to_numpy(), found))
             progress.advance(1, f"valid AUC {state.best:.4f}")
             if checkpoint and is_main() and time.monotonic() - saved > CHECKPOINT_SECONDS:

@@ -58,10 +58,10 @@ def make_report(
         (folder / EXECUTED).write_text(json.dumps(kept, indent=2))
         execute_notebook(notebook, target, parameters)
         print(f"== {notebook.name} done in {time.monotonic() - begun:.0f} s", flush=True)
-    write_pages(work, folder, [folder / "notebooks" / n.name for n in notebooks], profile)
-    print(write_images(folder), flush=True)
     record = {n.name: _fingerprint(n, parameters, work) for n in notebooks}  # now that all runs are there
     (folder / EXECUTED).write_text(json.dumps(record, indent=2))
+    write_pages(work, folder, [folder / "notebooks" / n.name for n in notebooks], profile)
+    print(write_images(folder), flush=True)
     print(f"Report in {(time.monotonic() - started) / 60:.1f} minutes: {folder / 'index.html'}", flush=True)
     return folder / "index.html"
 

@@ -137,6 +137,7 @@ class BinLLMConfig(BaselineConfig):
 
     def check(self, group: str) -> None:
         super().check(group)
+        at_least(self, group, binary_growth=0)
         if self.code == "dotted" and self.dim % 8:
             raise SellarecError(
                 f"{group}dim is {self.dim}; the code 'dotted' writes eight bits at a time: use 8, 16, …"

@@ -26,6 +26,13 @@ class DataConfig(Settings):
     domain: str = late("movie")
     """The noun for an item of an own table in prompts: "song", "restaurant"."""
 
+    def check(self, group: str) -> None:
+        if not 0 < self.valid_from < self.test_from < 1:
+            raise SellarecError(
+                f"{group}valid_from is {self.valid_from} and {group}test_from {self.test_from}; "
+                "two increasing shares between 0 and 1 are needed."
+            )
+
 
 @dataclass(frozen=True)
 class PromptConfig(Settings):
@@ -65,6 +72,7 @@ class LoraSettings(Settings):
 
     def check(self, group: str) -> None:
         at_least(self, group, rank=0)
+        above_zero(self, group, "alpha")
         share(self, group, "dropout")
 
 
@@ -161,7 +169,7 @@ class FitConfig(Settings):
 
     def check(self, group: str) -> None:
         at_least(self, group, dim=1, batch=1, epochs=1, patience=1, weight_decay=0)
-        above_zero(self, group, "learning_rate")
+        above_zero(self, group, *(n for n in ("learning_rate", "init_std") if hasattr(self, n)))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from sellarec.backbone.engine import embed_rows
 from sellarec.collab.alignment import contrast, fine_grained_similarity
 from sellarec.collab.din import DIN
 from sellarec.collab.fit import batches, fit_collab, predict
+from sellarec.evaluation import check_finite
 from sellarec.progress import Progress
 from sellarec.runs import Run
 from sellarec.settings import Config, CTRLConfig
@@ -82,6 +83,7 @@ def _align(model: DIN, rows: tuple[Tensor, ...], encodings: Tensor, config: CTRL
                 loss.backward()
                 optimizer.step()
                 losses.append(loss.item())
+            check_finite(np.mean(losses), f"CTRL, alignment, loss of epoch {epoch}", "lower ctrl.learning_rate")
             run.append_log({"alignment_epoch": epoch, "alignment_loss": float(np.mean(losses))})
             progress.advance(1, f"loss {np.mean(losses):.3f}")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sellarec.collab.mlp import new_mlp
 from sellarec.collab.records import item_facts
 from sellarec.errors import SellarecError
-from sellarec.evaluation import auc, check_selectable
+from sellarec.evaluation import auc, check_finite, check_selectable
 from sellarec.runs import Run
 from sellarec.settings import MLP_INPUTS, Config
 from sellarec.systems.base import System, Workspace, save_state, saved_state, sigmoid
@@ -66,7 +66,9 @@ def fit(work: Workspace, run: Run) -> None:
             optimizer.step()
         network.eval()
         with torch.no_grad():
-            score = auc(valid["label"], network(valid_x)[:, 0].numpy())
+            said = network(valid_x)[:, 0].numpy()
+        check_finite(said, f"MLP, scores of epoch {epoch}", "lower mlp.learning_rate")
+        score = auc(valid["label"], said)
         run.append_log({"epoch": epoch, "valid_auc": score})
         if score > best or state is None:
             best, state = score, copy.deepcopy(network.state_dict())

@@ -24,7 +24,7 @@ def selection_rows(work: Workspace, what: str) -> pd.DataFrame:
         SellarecError: their labels are all the same.
     """
     rows = work.part("valid")
-    check_selectable(work.dataset.name, rows["label"], what)
+    check_selectable(work.dataset.name, rows["label"], what, more="evaluation.valid_rows")
     return rows
 
 
