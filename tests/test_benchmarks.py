@@ -16,6 +16,7 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 import exactness  # noqa: E402
 import histories  # noqa: E402
+import label_leak  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,15 @@ def test_histories_are_taken_away_and_the_own_ones_give_the_runs_metrics(small_w
             assert found.loc["its own", metric.upper()] == pytest.approx(run.metrics["test"]["all"][metric], abs=1e-6)
         assert found["AUC"].nunique() > 1
     assert type(small_workspace.dataset) is Dataset  # the workspace's own is as it was
+
+
+def test_who_knows_all_rates_reads_training_labels_off_the_counts(small_workspace):
+    small_workspace.run("binary_mf")
+    own = label_leak.against_own_label(small_workspace)
+    assert own["user"] < 0.5 and own["item"] < 0.5  # the own label is missing exactly where it is a like
+    found = label_leak.regressions(small_workspace)
+    assert found.loc["and the rates of all rows", "train"] > found.loc["the counts", "train"] + 0.1
+    assert all(w.startswith("-") for w in found.loc["and the rates of all rows", "weights"].split(", "))
 
 
 @pytest.mark.parametrize("system", ["tallrec", "sella", "no_warm_token"])
