@@ -159,7 +159,7 @@ def _compare(argv: list[str]) -> None:
     of = next(iter(runs.values()))[0].config["dataset"]
     over = "users and items" if options.items else "users"
     print(f"{of}, {options.part} scored {options.on} rows: {overall.attrs['rests_on']}; 95 % intervals over {over}\n")
-    print(pretty(overall).to_string())
+    print(pretty(overall).assign(**{"mean probability": overall["probability"].map("{:.3f}".format)}).to_string())
     if len(differences):
         print(f"\n{differences.attrs['of']} minus\n\n{pretty(differences).to_string()}")
 

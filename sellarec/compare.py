@@ -70,32 +70,33 @@ def compare(
         items: Resample items as well as users.
 
     Returns:
-        As `tables.overall_table` without its other columns, and as `tables.difference_table`. `attrs["rests_on"]`
-        of the first says how many rows and users there are.
+        Two tables: as `tables.overall_table` without its other columns but with the mean `probability`, and as
+        `tables.difference_table`. `attrs["rests_on"]` of the first says what rows and users there are.
 
     Raises:
         SellarecError: two runs score other rows, or rows of other data; or there are none of that part.
     """
-    first = next(iter(runs.values()))[0]
-    rows = _rows(first, split)
+    base = next(iter(runs.values()))[0]
+    rows = _rows(base, split)
     rows = rows[slice_masks(rows)[part]]
     if not len(rows):
         raise SellarecError(f"There are no {part} rows among the scored {split} rows.")
-    scores = {label: np.stack([_scores(run, first, rows, split, part) for run in of]) for label, of in runs.items()}
+    scores = {label: np.stack([_scores(run, base, rows, split, part) for run in of]) for label, of in runs.items()}
     user, label, item = (rows[c].to_numpy() for c in ("user", "label", "item"))
     bootstrap = UserBootstrap(user, label, item=item if items else None)
-    lines = [
-        {"label": label} | {k: v for m in ("auc", "uauc") for k, v in bootstrap.interval(m, score).columns(m).items()}
-        for label, score in scores.items()
-    ]
-    overall = pd.DataFrame(lines).set_index("label")
+    lines = {}
+    for name, score in scores.items():
+        columns = [bootstrap.interval(m, score).columns(m) for m in ("auc", "uauc")]
+        lines[name] = columns[0] | columns[1] | {"probability": score.mean(dtype=np.float64)}
+    overall = pd.DataFrame.from_dict(lines, orient="index").rename_axis("label")
     worth = {metric: f"{n:.0f}" for metric, n in bootstrap.worth.items()}
     overall.attrs["rests_on"] = (
-        f"{len(rows):,}, of {bootstrap.users:,} users, worth {worth['auc']} of equal weight, {worth['uauc']} in UAUC"
+        f"{len(rows):,}, of {bootstrap.users:,} users, worth {worth['auc']} of equal weight, {worth['uauc']} in UAUC, "
+        f"{label.mean():.1%} liked"
     )
-    label, *others = scores
-    pairs = {other: (scores[label], scores[other]) for other in others}
-    found = differences(bootstrap, pairs, of=label, minus="each other", who=label) if pairs else pd.DataFrame()
+    first, *others = scores
+    pairs = {other: (scores[first], scores[other]) for other in others}
+    found = differences(bootstrap, pairs, of=first, minus="each other", who=first) if pairs else pd.DataFrame()
     return overall, found
 
 

@@ -199,6 +199,14 @@ def by_part(lines: pd.DataFrame, metric: str) -> pd.DataFrame:
     return wide.loc[shown["label"].unique(), shown["column"].unique()].rename_axis(index=None, columns=metric.upper())
 
 
+def levels(lines: pd.DataFrame) -> pd.DataFrame:
+    """The mean probability that each system gives to each part of the rows, of `analysis.slices.metrics_on`; the share
+    of likes is in the column's name."""
+    named = lines.assign(column=[f"{p}: {liked:.3f} liked" for p, liked in lines[["part", "liked"]].to_numpy()])
+    wide = named.pivot(index="label", columns="column", values="probability")
+    return wide.loc[named["label"].unique(), named["column"].unique()].rename_axis(index=None, columns=None)
+
+
 def plain(table: pd.DataFrame, precision: int = 4) -> Styler:
     """A table of numbers for a notebook; what looks like HTML in it is shown as it is."""
     shown = table.style.format(precision=precision, na_rep="undefined", escape="html")

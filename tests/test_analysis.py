@@ -56,6 +56,10 @@ def test_metrics_on_a_part_are_the_metrics_of_its_rows(small_workspace):
         shown.columns[1].startswith(f"warm: {warm.sum()} rows, ")
         and f"{line['auc']:.3f} [".lstrip("0") in shown.iloc[1, 1]
     )
+    told = tables.levels(table)
+    part = next(c for c in told.columns if c.startswith("warm: "))
+    assert part == f"warm: {rows['label'][warm].mean():.3f} liked"
+    assert told.loc["MF", part] == pytest.approx(score[warm].mean(dtype=float))
     figure = figures.slices_figure(table, "Warm and cold")
     drawn = next(t for t in figure.data if t.name == "AUC" and t.xaxis == "x2")  # warm is the second part
     assert drawn.customdata[1] == "MF" and drawn.x[1] == line["auc"]

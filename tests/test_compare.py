@@ -40,10 +40,12 @@ def test_items_can_be_resampled_too_and_it_says_what_it_rests_on(store):
     (overall, users), (_, both) = compare(runs), compare(runs, items=True)
     assert users["auc"].item() == both["auc"].item() and users["auc_low"].item() != both["auc_low"].item()
     rows = store.part("test")
+    assert overall["probability"].iloc[0] == pytest.approx(store.test_scores("mf_bias").mean(dtype=float))
     each = rows["user"].value_counts()
     assert overall.attrs["rests_on"].startswith(
         f"{len(rows):,}, of {len(each):,} users, worth {len(rows) ** 2 / (each**2).sum():.0f} of equal weight, "
     )
+    assert overall.attrs["rests_on"].endswith(f", {rows['label'].mean():.1%} liked")
 
 
 def test_of_several_seeds_the_mean_metric_is_taken(store):

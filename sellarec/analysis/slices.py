@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from sellarec.evaluation import UserBootstrap, slice_masks, user_aucs
+from sellarec.evaluation import UserBootstrap, slice_masks
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import find_system
 
@@ -18,6 +18,8 @@ SEEN = ((0, 0), (1, 3), (4, 10), (11, 30), (31, 100), (101, None))
 """Bins of training ratings, both ends included."""
 
 RESAMPLES = 1000
+
+COLUMNS = ("system", "label", "part", "rows", "users", "uauc_users", "liked", "probability")
 
 
 def warm_masks(work: Workspace) -> dict[str, np.ndarray]:
@@ -47,7 +49,8 @@ def metrics_on(work: Workspace, systems: Sequence[str], masks: Mapping[str, np.n
 
     Returns:
         One line per system and part that has both classes: `system`, `label`, `part`, `rows`, `users` (all),
-        `uauc_users` (with both classes), and for each metric m: `m`, `m_low`, `m_high`.
+        `uauc_users` (with both classes), share `liked`, mean `probability`, and for each metric m: `m`, `m_low`,
+        `m_high`.
     """
     rows = work.part("test")
     lines = []
@@ -58,15 +61,15 @@ def metrics_on(work: Workspace, systems: Sequence[str], masks: Mapping[str, np.n
         bootstrap = UserBootstrap(chosen["user"].to_numpy(), chosen["label"].to_numpy(), RESAMPLES)
         for name in systems:
             score = work.test_scores(name)[mask]
-            counted = len(user_aucs(chosen["user"], chosen["label"], score))
             line = {"system": name, "label": find_system(name).label, "part": part, "rows": len(chosen)}
-            line |= {"users": chosen["user"].nunique(), "uauc_users": counted}
+            line |= {"users": bootstrap.users, "uauc_users": int(bootstrap.worth["uauc"])}
+            line |= {"liked": chosen["label"].mean(), "probability": score.mean(dtype=np.float64)}
             for metric in ("auc", "uauc"):
                 interval = bootstrap.interval(metric, score)
                 line |= interval.columns(metric)
             lines.append(line)
     bounds = [m + end for m in ("auc", "uauc") for end in ("", "_low", "_high")]
-    return pd.DataFrame(lines, columns=["system", "label", "part", "rows", "users", "uauc_users", *bounds])
+    return pd.DataFrame(lines, columns=[*COLUMNS, *bounds])
 
 
 def _bin_name(low: int, high: int | None) -> str:
