@@ -63,7 +63,7 @@ AS_IN_THE_PAPER: dict[str, Any] = {
 """The method as its paper has it: what we add to it is off. docs/protocol.md says why we add it, and what remains."""
 
 
-def as_in_the_paper(config: object) -> bool:
+def without_additions(config: object) -> bool:
     """Whether a configuration has none of what we add to the method."""
     wanted = (attrgetter(name)(config) == value for name, value in AS_IN_THE_PAPER.items())
     return all(wanted)

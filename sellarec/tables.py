@@ -12,7 +12,7 @@ from pandas.io.formats.style import Styler
 from scipy.stats import rankdata
 
 from sellarec.evaluation import FEWEST_USERS, SLICES, Interval, UserBootstrap
-from sellarec.profiles import as_in_the_paper
+from sellarec.profiles import without_additions
 from sellarec.systems.base import SEEDS, Workspace
 from sellarec.systems.registry import OVERALL, TABLES, find_system
 from sellarec.systems.rows import stage1_rows, stage2_rows, stage3_rows
@@ -77,7 +77,7 @@ def overall_table(work: Workspace, systems: Sequence[str] = OVERALL) -> pd.DataF
                 line[f"{metric}_paper"] = PUBLISHED_ML_1M.get(name, (np.nan, np.nan))[n]
         lines.append(line)
     table = pd.DataFrame(lines).set_index("label")
-    table.attrs["paper"] = "Qwen2-7B, all rows" + ("" if as_in_the_paper(work.config) else ", without our additions")
+    table.attrs["paper"] = "Qwen2-7B, all rows" + ("" if without_additions(work.config) else ", without our additions")
     return table
 
 
@@ -260,7 +260,7 @@ def scope(work: Workspace, shown: str = "") -> str:
         f"{len(stages[0]):,}, {len(stages[1]):,} and {len(stages[2]):,} of {train:,} training rows"
         f"{f', {twice:,} of them in both 1 and 3' if twice else ''}; "
         f"{shown or f'scored on {which} {test:,} test rows'}; seed {config.seed}; prompt and tokens "
-        f"{'as in the paper' if as_in_the_paper(config) else 'with our additions'}."
+        f"{'without our additions' if without_additions(config) else 'with our additions'}."
     )
 
 

@@ -59,7 +59,7 @@ def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, m
 def test_a_note_says_what_is_shown_and_whether_the_method_is_the_papers(small_workspace):
     ours, paper = small_workspace, small_workspace.variant(AS_IN_THE_PAPER)
     assert scope(ours).endswith("seed 0; prompt and tokens with our additions.")
-    assert scope(paper).endswith("prompt and tokens as in the paper.")
+    assert scope(paper).endswith("prompt and tokens without our additions.")
     shown = scope(ours, "user 3 and Heat (1995)")
     assert "; user 3 and Heat (1995); seed 0" in shown and "scored on" not in shown
     assert overall_table(ours, ("counting",)).attrs["paper"] == "Qwen2-7B, all rows, without our additions"

@@ -14,7 +14,7 @@ from pygments.formatters import HtmlFormatter
 
 from sellarec import tables
 from sellarec.analysis.claims import claims
-from sellarec.profiles import as_in_the_paper
+from sellarec.profiles import without_additions
 from sellarec.report.notebooks import notebook_html, notebook_title
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES
@@ -95,7 +95,7 @@ notebooks show titles, and examples of what users liked, which belong to whoever
 
 def _ours(work: Workspace) -> str:
     """What has to be said where the method is not the paper's."""
-    if as_in_the_paper(work.config):
+    if without_additions(work.config):
         return ""
     return (
         " <b>The method is not quite the paper's</b>: by our default its prompts and tokens also hold what the "
