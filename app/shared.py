@@ -27,8 +27,9 @@ from sellarec.evaluation import SLICES
 from sellarec.profiles import PROFILES
 from sellarec.progress import listening
 from sellarec.settings import Config
-from sellarec.systems.base import Workspace, sigmoid
+from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES, find_system
+from sellarec.systems.scores import sigmoid
 
 CHOSEN = ("dataset", "backbone", "profile", "seed")
 """What the sidebar chooses; where it is not what the app was started with, the URL says so."""

@@ -26,8 +26,9 @@ from sellarec.collab.records import records_of_counts, training_records
 from sellarec.config import make_config
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, user_aucs
-from sellarec.systems.base import Workspace, saved_state
+from sellarec.systems.base import Workspace
 from sellarec.systems.rows import stage2_rows, stage3_rows
+from sellarec.systems.weights import saved_state
 
 COLUMNS = ("user", "item")
 

@@ -7,7 +7,7 @@ from sellarec.analysis.catalogue import NEW_USER, score_candidates, score_pair, 
 from sellarec.analysis.what_if import Explorer
 from sellarec.errors import SellarecError
 from sellarec.progress import listening
-from sellarec.systems.base import sigmoid
+from sellarec.systems.scores import sigmoid
 
 SCORED = ("counting", "mf", "din", "zero_shot", "tallrec", "mlp_control", "mlp_records", "sella", "no_warm_token")
 

@@ -21,9 +21,10 @@ from sellarec.prompts import PromptWriter
 from sellarec.runs import Run
 from sellarec.settings import DataConfig, FitConfig, PromptConfig
 from sellarec.systems import counting
-from sellarec.systems.base import Workspace, probabilities, sigmoid
+from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL, SYSTEMS, find_system
 from sellarec.systems.rows import row_inputs, stage1_rows, stage2_rows, stage3_rows
+from sellarec.systems.scores import probabilities, sigmoid
 from sellarec.systems.sella import HybridModel, load_soft_tokens, new_soft_tokens
 from sellarec.systems.semantic import standardized
 from tests.conftest import SMALL

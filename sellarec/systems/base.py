@@ -11,9 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from scipy.special import expit
-from torch import Tensor
 
 from sellarec.backbone.language_model import LanguageModel, open_language_model
 from sellarec.backbone.loading import choose_placement, identity
@@ -313,16 +310,6 @@ def _find(name: str) -> System:
     return find_system(name)
 
 
-def save_state(run: Run, name: str, state: Mapping[str, Tensor]) -> None:
-    """Save what a module's `state_dict` gives, from whatever device."""
-    run.save_tensors(name, {k: v.detach().cpu().numpy() for k, v in state.items()})
-
-
-def saved_state(run: Run, name: str) -> dict[str, Tensor]:
-    """What `save_state` saved, for `load_state_dict`."""
-    return {k: torch.from_numpy(v) for k, v in run.tensors(name).items()}
-
-
 def _as_dict(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as a key holds them. One that was added later is left out at its default, so that older runs keep their
     keys; one that changes no result, `idle`, counts as its default."""
@@ -334,25 +321,3 @@ def _values(settings: Any) -> dict[str, Any]:
         {f.name: f.default for f in dataclasses.fields(settings) if f.metadata.get(kind)} for kind in ("late", "idle")
     )
     return {k: v for k, v in (dataclasses.asdict(settings) | idle).items() if k not in late or v != late[k]}
-
-
-def probabilities(found: np.ndarray, raw_yes: bool) -> np.ndarray:
-    """What a language model's scores become, in [0, 1]. The raw logit of Yes is no log-odds: only its order means
-    something, and it is mapped so slowly that logits of 20 or 200 are told apart."""
-    found = found.astype(np.float64)
-    return 0.5 + 0.5 * found / (20 + np.abs(found)) if raw_yes else sigmoid(found)
-
-
-def as_probability(output: np.ndarray, loss: str) -> np.ndarray:
-    """What a model says, as a probability: cross-entropy fits log-odds, squared error the labels themselves."""
-    return np.clip(output.astype(np.float64), 0, 1) if loss == "mse" else sigmoid(output)
-
-
-def scored_by(loss: str) -> dict:
-    """What tells runs of squared error from older ones, whose outputs were taken for log-odds; keys of others stay."""
-    return {"scores": 2} if loss == "mse" else {}
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """Log-odds → probability, float64: in float32 all log-odds above 17 would be 1."""
-    return expit(x.astype(np.float64))

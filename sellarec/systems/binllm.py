@@ -28,9 +28,10 @@ from sellarec.data.dataset import Dataset
 from sellarec.prompts import ITEM, USER, Prompt, PromptWriter
 from sellarec.runs import Run
 from sellarec.settings import BinLLMConfig, Config
-from sellarec.systems.base import System, Workspace, saved_state
+from sellarec.systems.base import System, Workspace
 from sellarec.systems.collaborative import collaborative_system, distinct_ids
 from sellarec.systems.tuned_further import score_tuned_further, settings, tune_further
+from sellarec.systems.weights import saved_state
 
 CODES = {"dotted": dotted_text, "bits": bits_text}
 

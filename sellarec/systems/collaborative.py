@@ -15,7 +15,9 @@ from sellarec.collab.fit import Inputs, fit_collab, predict, user_and_item
 from sellarec.data.dataset import Dataset
 from sellarec.runs import Run
 from sellarec.settings import Config, FitConfig
-from sellarec.systems.base import System, Workspace, as_probability, save_state, saved_state, scored_by
+from sellarec.systems.base import System, Workspace
+from sellarec.systems.scores import as_probability, scored_by
+from sellarec.systems.weights import save_state, saved_state
 
 
 def distinct_ids(rows: pd.DataFrame) -> tuple[Tensor, Tensor]:

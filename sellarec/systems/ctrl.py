@@ -23,12 +23,14 @@ from sellarec.evaluation import check_finite
 from sellarec.progress import Progress
 from sellarec.runs import Run
 from sellarec.settings import Config, CTRLConfig
-from sellarec.systems.base import System, Workspace, as_probability, save_state, saved_state, scored_by
+from sellarec.systems.base import System, Workspace
 from sellarec.systems.collaborative import with_history
 from sellarec.systems.din import new_din
 from sellarec.systems.row_prompts import prompts_of
 from sellarec.systems.rows import stage1_rows, stage3_rows
+from sellarec.systems.scores import as_probability, scored_by
 from sellarec.systems.semantic import standardized
+from sellarec.systems.weights import save_state, saved_state
 
 
 def fit(work: Workspace, run: Run) -> None:

@@ -20,10 +20,12 @@ from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, check_finite, check_selectable
 from sellarec.runs import Run
 from sellarec.settings import MLP_INPUTS, Config
-from sellarec.systems.base import System, Workspace, save_state, saved_state, sigmoid
+from sellarec.systems.base import System, Workspace
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.rows import row_inputs, stage3_rows
+from sellarec.systems.scores import sigmoid
 from sellarec.systems.sella_collab import aligned_parts
+from sellarec.systems.weights import save_state, saved_state
 
 LEARNT = {"vectors", "semantic", "score"}
 """The inputs that come from stages 1 and 2."""

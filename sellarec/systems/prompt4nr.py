@@ -18,8 +18,9 @@ from sellarec.backbone.engine import without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.prompts import ITEM, USER, Prompt, PromptWriter
 from sellarec.runs import Run
-from sellarec.systems.base import System, Workspace, save_state, saved_state
+from sellarec.systems.base import System, Workspace
 from sellarec.systems.tuned_further import score_tuned_further, settings, tune_further
+from sellarec.systems.weights import save_state, saved_state
 
 PER_SLOT = 3
 

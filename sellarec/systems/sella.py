@@ -21,11 +21,13 @@ from sellarec.collab.records import item_facts
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM
 from sellarec.runs import Run
 from sellarec.settings import Stage3Config
-from sellarec.systems.base import System, Workspace, probabilities, save_state, saved_state
+from sellarec.systems.base import System, Workspace
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.row_prompts import caches_prefixes, cut_prompts, prefix_cache_of, prompts_of
 from sellarec.systems.rows import RowInputs, row_inputs, selection_rows, stage2_rows, stage3_rows
+from sellarec.systems.scores import probabilities
 from sellarec.systems.sella_collab import aligned_parts
+from sellarec.systems.weights import save_state, saved_state
 from sellarec.training import train
 
 RECORD_HIDDEN = 64

@@ -15,11 +15,13 @@ from sellarec.collab.fit import fit_collab, predict, user_and_item
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.runs import Run
 from sellarec.settings import Config
-from sellarec.systems.base import System, Workspace, as_probability, save_state, saved_state, scored_by
+from sellarec.systems.base import System, Workspace
 from sellarec.systems.collaborative import distinct_ids
 from sellarec.systems.mf import new_mf
 from sellarec.systems.rows import stage2_rows
+from sellarec.systems.scores import as_probability, scored_by
 from sellarec.systems.semantic import semantic_embedding
+from sellarec.systems.weights import save_state, saved_state
 
 
 def _align(work: Workspace, run: Run) -> None:

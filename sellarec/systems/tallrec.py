@@ -19,10 +19,11 @@ from sellarec.backbone.lora import add_lora, merge_lora, save_lora
 from sellarec.backbone.prefixes import PrefixCache
 from sellarec.runs import Run
 from sellarec.settings import Config
-from sellarec.systems.base import System, Workspace, probabilities
+from sellarec.systems.base import System, Workspace
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.row_prompts import caches_prefixes, cut_prompts, prefix_cache_of, prompts_of
 from sellarec.systems.rows import selection_rows, stage1_rows
+from sellarec.systems.scores import probabilities
 from sellarec.training import train
 
 
