@@ -13,16 +13,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sellarec.backbone.engine import embed_rows
-from sellarec.collab.alignment import contrast, fine_grained_similarity
-from sellarec.collab.din import DIN
-from sellarec.collab.fit import batches, fit_collab, predict
-from sellarec.evaluation import check_finite
-from sellarec.progress import Progress
+from sellarec.collab.encodings import align_with_encodings
+from sellarec.collab.fit import fit_collab, predict
 from sellarec.runs import Run
-from sellarec.settings import Config, CTRLConfig
+from sellarec.settings import Config
 from sellarec.systems.base import System, Workspace
 from sellarec.systems.collaborative import with_history
 from sellarec.systems.din import new_din
@@ -39,7 +36,7 @@ def fit(work: Workspace, run: Run) -> None:
     torch.manual_seed(config.seed)
     model = new_din(dataset, config.din)
     inputs = with_history(dataset, config.din.history)
-    _align(model, inputs(_encoded_rows(work)), encodings, config.ctrl, config.seed, run)
+    align_with_encodings(model, inputs(_encoded_rows(work)), encodings, config.ctrl, config.seed, run.append_log)
     fit_collab(
         model,
         dataset,
@@ -65,29 +62,6 @@ def _encode(work: Workspace, run: Run) -> Tensor:
     kept.mkdir(exist_ok=True)
     states = embed_rows(work.base_model, rows, label="CTRL, encoding rows", resume=kept / "encodings.npy")
     return torch.from_numpy(standardized(states))
-
-
-def _align(model: DIN, rows: tuple[Tensor, ...], encodings: Tensor, config: CTRLConfig, seed: int, run: Run) -> None:
-    """Train DIN, and two projections that are then thrown away, to match states and encodings of the same rows."""
-    of_state, of_text = (nn.Linear(n, config.width) for n in (model.head[-1].in_features, encodings.shape[1]))
-    parameters = [p for module in (model, of_state, of_text) for p in module.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
-    random = torch.Generator().manual_seed(seed)
-    model.train()
-    with Progress("CTRL, alignment", config.epochs, "epochs") as progress:
-        for epoch in range(config.epochs):
-            losses = []
-            for batch in batches(torch.randperm(len(encodings), generator=random), config.batch):
-                states = of_state(model.states(*(t[batch] for t in rows)))
-                similarity = fine_grained_similarity(states, of_text(encodings[batch]), config.spaces)
-                loss = contrast(similarity / config.temperature)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.item())
-            check_finite(np.mean(losses), f"CTRL, alignment, loss of epoch {epoch}", "lower ctrl.learning_rate")
-            run.append_log({"alignment_epoch": epoch, "alignment_loss": float(np.mean(losses))})
-            progress.advance(1, f"loss {np.mean(losses):.3f}")
 
 
 def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:

@@ -7,17 +7,16 @@ that an MLP cannot form by itself, and is selected on the whole validation part.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sellarec.collab.mlp import new_mlp
+from sellarec.collab.mlp import fit_mlp, new_mlp
 from sellarec.collab.records import item_facts
 from sellarec.errors import SellarecError
-from sellarec.evaluation import auc, check_finite, check_selectable
+from sellarec.evaluation import check_selectable
 from sellarec.runs import Run
 from sellarec.settings import MLP_INPUTS, Config
 from sellarec.systems.base import System, Workspace
@@ -49,31 +48,13 @@ def fit(work: Workspace, run: Run) -> None:
     """Train on the same rows as stage 3, keep the epoch that is best on the validation part."""
     config = work.config.mlp
     torch.manual_seed(work.config.seed + config.start)
-    chosen = stage3_rows(work)
-    valid = work.dataset.part("valid")
+    chosen, valid = stage3_rows(work), work.dataset.part("valid")
     check_selectable(work.dataset.name, valid["label"], "the MLP")
     rows = chosen.index.to_numpy()
     x = _inputs(work, rows, hide_users(work, rows, work.config.stage3.cold_users))
     valid_x = _inputs(work, valid.index.to_numpy())
     y = torch.from_numpy(chosen["label"].to_numpy().astype(np.float32))
-    network = new_mlp(x.shape[1], config)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    best, state = -1.0, None
-    for epoch in range(config.epochs):
-        network.train()
-        for batch in torch.randperm(len(x)).split(config.batch):
-            loss = nn.functional.binary_cross_entropy_with_logits(network(x[batch])[:, 0], y[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        network.eval()
-        with torch.no_grad():
-            said = network(valid_x)[:, 0].numpy()
-        check_finite(said, f"MLP, scores of epoch {epoch}", "lower mlp.learning_rate")
-        score = auc(valid["label"], said)
-        run.append_log({"epoch": epoch, "valid_auc": score})
-        if score > best or state is None:
-            best, state = score, copy.deepcopy(network.state_dict())
+    state = fit_mlp((x, y), (valid_x, valid["label"].to_numpy()), config, run.append_log)
     save_state(run, "mlp", state)
 
 
