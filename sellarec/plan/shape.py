@@ -1,9 +1,4 @@
-"""What a run will need, before it runs: parameters, memory, tokens, operations and time of each step.
-
-Nothing is guessed from formulas: each step is carried out on PyTorch's meta device, which computes shapes only, with
-one and with two layers of the backbone; what autograd keeps and the operations that are counted grow by the difference
-with every further layer. Only the time rests on an assumption, the share of the machine's matrix-product rate reached.
-"""
+"""What one step needs, counted on the shape of the backbone and the lengths of prompts."""
 
 from __future__ import annotations
 
@@ -14,28 +9,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from sellarec.backbone.cost import Cost, forward_cost, training_cost
 from sellarec.backbone.engine import TOKEN_BUDGET
-from sellarec.backbone.language_model import NO_SPLIT_IN_4_BITS, TokenRow, wrap_language_model
-from sellarec.backbone.loading import NF4, Placement, load_shape, reading_dtype
+from sellarec.backbone.language_model import TokenRow, wrap_language_model
+from sellarec.backbone.loading import Placement, load_shape, reading_dtype
 from sellarec.backbone.lora import lora_config
-from sellarec.config import as_options, change_config
 from sellarec.data.dataset import sample_rows
-from sellarec.errors import SellarecError
-from sellarec.machine import GIB, Machine
+from sellarec.machine import Machine
 from sellarec.prompts import SOFT_TOKENS, item_prompt
-from sellarec.settings import Config, TrainConfig
+from sellarec.settings import TrainConfig
 from sellarec.systems.base import Workspace
 from sellarec.systems.row_prompts import cut_prompts, prompts_of
-from sellarec.systems.sella import phases
 
 SAMPLE = 300
 """Prompts that are tokenized to learn how long they are."""
-
-SHARE = 0.5
-"""Of the machine's rate for large matrix products, what a step is expected to reach."""
 
 NF4_BYTES = 0.516
 """Bytes of a 4-bit weight and its share of the doubly quantized scales: 4 bits, 8 a block of 64, 32 a 256 of these."""
@@ -73,114 +61,6 @@ class Step:
     def memory(self) -> float:
         """Bytes at the peak, of each process."""
         return RUNTIME + self.weights + self.trained + self.activations
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will need; `disk` says of the prefix cache in words."""
-
-    parameters: int
-    adapter: int
-    steps: list[Step]
-    machine: Machine
-    disk: str
-
-    @property
-    def memory(self) -> float:
-        return max(step.memory for step in self.steps)
-
-    @property
-    def fits(self) -> bool:
-        return self.memory <= self.machine.memory
-
-    def seconds(self, step: Step) -> float:
-        return step.operations / (SHARE * self.machine.rate * self.machine.processes)
-
-
-def make_plan(work: Workspace, machine: Machine) -> Plan:
-    """What stages 1 and 3, distillation and scoring of SeLLa-Rec will need; stage 2 is not counted. No weights are
-    loaded.
-
-    Raises:
-        SellarecError: neither shape nor tokenizer of the backbone can be read; there is nothing to split.
-    """
-    if work.config.split and machine.processes == 1:
-        raise SellarecError("--split shares the weights of several processes: name their number with --processes.")
-    if work.config.split and machine.nf4:
-        raise SellarecError(NO_SPLIT_IN_4_BITS)
-    return _plan_with(Shape(work, machine), work.config)
-
-
-def _plan_with(shape: Shape, config: Config) -> Plan:
-    work, machine = shape.workspace, shape.machine
-    shape = shape.splitting(config.split)
-    data = work.dataset
-    valid, test, train = (len(work.part(split)) for split in ("valid", "test", "train"))
-    rows = _budget(config.stage3.rows, train)
-    # each prefix is computed once; without the cache every step computes them for itself
-    alone = machine.device == "cpu" and machine.processes == 1
-    wanted, allowed = shape.kept_bytes(valid + test + rows), min(config.prefix_gib * GIB, machine.room)
-    kept = alone and wanted <= allowed
-    steps = [shape.reading()]
-    if config.lora.rank:
-        tuned = _budget(config.stage1.rows, train) * config.stage1.epochs
-        cost = shape.checkpointed if config.lora.checkpointing else shape.stage1
-        steps.append(shape.training("stage 1, LoRA", tuned, config.stage1, shape.text, cost, shape.adapter))
-        steps.append(shape.scoring("stage 1, validation", valid * config.stage1.evaluations, shape.text))
-    if kept:
-        steps.append(shape.scoring("prefix cache", valid + test + rows, shape.hybrid[:, :1]))
-    if config.lora.rank:
-        steps.append(shape.scoring("stage 1, scoring", valid + test, shape.text, kept))
-    steps.append(shape.scoring("distilling items", data.n_items, np.array([[0, shape.item_tokens]])))
-    cost = shape.stage3_behind_kept if kept else shape.stage3
-    turns = len(phases(config.stage3))
-    through = rows * config.stage3.epochs * turns
-    steps.append(shape.training("stage 3, soft tokens", through, config.stage3, shape.hybrid, cost, shape.soft, kept))
-    steps.append(shape.scoring("stage 3, validation", valid * config.stage3.evaluations * turns, shape.hybrid, kept))
-    steps.append(shape.scoring("stage 3, scoring", valid + test, shape.hybrid, kept))
-    return Plan(shape.parameters, shape.adapter, steps, machine, _disk(wanted, allowed, kept) if alone else "")
-
-
-def _disk(wanted: float, allowed: float, kept: bool) -> str:
-    """What is to be said of the prefix cache."""
-    said = f"Prefix cache: {wanted / GIB:.1f} GiB of disk, {allowed / GIB:.1f} allowed (--prefix-gib, 3/4 of the free)"
-    return said + ("." if kept else ": too little, every step computes prefixes for itself.")
-
-
-def what_would_fit(work: Workspace, machine: Machine) -> dict[str, object] | None:
-    """The mildest change of settings under which a plan fits; None if there is none."""
-    for number_format, place in (({}, machine), *_lighter(work.config, machine)):
-        smaller = _smaller(work, place)
-        if smaller is not None:
-            return {**number_format, **smaller}
-    return None
-
-
-def _lighter(config: Config, machine: Machine) -> list[tuple[dict[str, object], Machine]]:
-    """The next number format that takes less memory, if there is one, and the machine in it."""
-    if machine.dtype == torch.float32:
-        return [({"dtype": "bfloat16"}, replace(machine, dtype=torch.bfloat16))]
-    if machine.device == "cuda" and not machine.nf4 and not config.split:
-        return [({"dtype": NF4}, replace(machine, nf4=True))]
-    return []
-
-
-def _smaller(work: Workspace, machine: Machine) -> dict[str, object] | None:
-    """The mildest of accumulation, splitting and checkpointing under which a plan fits; None if there is none."""
-    config, shape = work.config, Shape(work, machine)
-    most = max(config.stage1.batch, config.stage3.batch)
-    splits = [2**n for n in range(1, most.bit_length())]
-    tries: list[dict[str, object]] = [
-        {f"stage{n}.accumulate": min(s, getattr(config, f"stage{n}").batch) for n in (1, 3)} for s in splits
-    ]
-    if machine.processes > 1 and not machine.nf4 and not config.split:
-        tries += [{"split": True, **others} for others in ({}, *tries)]
-    tries += [{"lora.checkpointing": True, **others} for others in ({}, *tries)]
-    return next((t for t in ({}, *tries) if _plan_with(shape, change_config(config, t)).fits), None)
-
-
-def _budget(rows: int | None, most: int) -> int:
-    return most if rows is None else min(rows, most)
 
 
 class Shape:
@@ -340,52 +220,3 @@ def _whole_numbers(lengths: np.ndarray) -> list[int]:
 def _lengths(rows: list[TokenRow]) -> np.ndarray:
     """Tokens of prefix and suffix, shape (n, 2)."""
     return np.array([[len(row.prefix), len(row.suffix)] for row in rows])
-
-
-def described(plan: Plan, backbone: str) -> str:
-    """The plan as a table."""
-    of = plan.machine
-    lines = [
-        f"{backbone}: {plan.parameters / 1e6:,.0f} M parameters, adapter {plan.adapter / 1e6:,.1f} M, "
-        f"{'4-bit weights, ' if of.nf4 else ''}{str(of.dtype).removeprefix('torch.')} on {of.device}",
-        f"{'machine' if of.processes == 1 else f'each of {of.processes} processes'}: {of.memory / GIB:.1f} GiB free, "
-        f"{of.rate / 1e12:.3g} x 10^12 operations/s in large matrix products; "
-        f"{SHARE:.0%} of that is expected",
-        "",
-        f"{'':22}{'rows':>8}{'tokens':>12}{'10^12 op.':>12}{'time':>10}{'GiB':>8}"
-        f"{'weights':>9}{'trained':>9}{'batch':>8}",
-    ]
-    for step in plan.steps:
-        parts = _gib(step.weights, 9) + _gib(step.trained, 9) + _gib(step.activations, 8)
-        counts = (f"{n:,}" if n else "" for n in (step.rows, step.tokens))
-        lines.append(_line(step.name, *counts, step.operations, plan.seconds(step), step.memory) + parts)
-    operations = sum(step.operations for step in plan.steps)
-    lines += [
-        _line("together", "", "", operations, sum(map(plan.seconds, plan.steps)), plan.memory),
-        "",
-        "Stage 2 and systems without a language model are not counted: they run on the CPU, in each process.",
-        f"GiB: the peak of each process. Weights of the backbone; what is trained, its gradients and the optimizer's "
-        f"moments; what a\nbatch keeps and works with; and {RUNTIME / GIB:.1f} of the interpreter and its libraries.",
-        *([plan.disk] if plan.disk else []),
-    ]
-    return "\n".join(lines)
-
-
-def _line(name: str, rows: str, tokens: str, operations: float, seconds: float, memory: float) -> str:
-    work, clock = (f"{operations / 1e12:,.1f}", tqdm.format_interval(seconds)) if operations else ("", "")
-    return f"{name:22}{rows:>8}{tokens:>12}{work:>12}{clock:>10}{_gib(memory, 8)}"
-
-
-def _gib(size: float, width: int) -> str:
-    return f"{size / GIB:{width}.2f}"
-
-
-def refusal(plan: Plan, change: dict[str, object] | None) -> SellarecError:
-    """The error that says what is missing, and which setting would do."""
-    worst = max(plan.steps, key=lambda s: s.memory)
-    way = "No setting makes it fit: a machine with more memory is needed."
-    if change:
-        way = f"This would fit: {' '.join(as_options(change))}"
-    return SellarecError(
-        f"{worst.name} needs {worst.memory / GIB:.1f} GiB, {plan.machine.memory / GIB:.1f} are free. {way}"
-    )
