@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import Pool
 from pathlib import Path
 
-from sellarec.data import amazon_book
+from sellarec.data import amazon_book, amazon_files
 from sellarec.progress import track
 
 YEAR_START, DAYS, DAY = 1483228800, 365, 86400  # 1 January 2017
@@ -34,7 +34,7 @@ PARAGRAPHS, WORDS = 2000, 110
 def shape(reviews: int, books: int) -> dict[str, int]:
     """The planted counts of a size, in the published proportions."""
     users = max(40, reviews // 1180)
-    items = max(PER_USER, min(books // 80, users * PER_USER // (amazon_book.MORE_THAN + 2)))
+    items = max(PER_USER, min(books // 80, users * PER_USER // (amazon_files.MORE_THAN + 2)))
     return {"users": users, "items": items, "rows": users * PER_USER, "idle in 2017": reviews // 9}
 
 
@@ -101,14 +101,14 @@ def main() -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     jobs = [
-        (raw / f"{amazon_book.REVIEWS}.gz", review_lines, (options.reviews, options.books)),
-        (raw / f"{amazon_book.BOOKS}.gz", book_lines, (options.books,)),
+        (raw / f"{amazon_files.REVIEWS}.gz", review_lines, (options.reviews, options.books)),
+        (raw / f"{amazon_files.BOOKS}.gz", book_lines, (options.books,)),
     ]
     with Pool(2) as pool:
         pool.starmap(write, jobs)
 
     start = time.perf_counter()
-    amazon_book.prepare(raw, target)
+    amazon_files.prepare(raw, target)
     seconds = time.perf_counter() - start
     ratings, books = amazon_book.read(target)
     found = {"rows": len(ratings), "users": ratings["user"].nunique(), "items": len(books)}

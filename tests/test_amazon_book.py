@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sellarec.config import make_config
-from sellarec.data import amazon_book, sources
+from sellarec.data import amazon_files, sources
 from sellarec.data.open import _open, open_dataset
 from sellarec.data.protocol import cut_last_month_in_half
 from sellarec.errors import SellarecError
@@ -56,7 +56,7 @@ def planted():
 
 def write(folder, reviews, books, packed=True):
     folder.mkdir(exist_ok=True)
-    for name, rows in ((amazon_book.REVIEWS, reviews), (amazon_book.BOOKS, books)):
+    for name, rows in ((amazon_files.REVIEWS, reviews), (amazon_files.BOOKS, books)):
         text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
         path = folder / (name + ".gz" * packed)
         path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
@@ -151,7 +151,7 @@ def test_a_full_disk_is_called_by_its_name(tmp_path, cache, monkeypatch):
     def full(*_):
         raise duckdb.IOException("IO Error: Could not write file: No space left on device")
 
-    monkeypatch.setattr(amazon_book, "_select", full)
+    monkeypatch.setattr(amazon_files, "_select", full)
     with pytest.raises(SellarecError, match="The disk is full"):
         sources.fetch("amazon-book", write(tmp_path / "raw", *planted()))
     assert not left(cache)

@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-from sellarec.data import amazon_book
+from sellarec.data import amazon_files
 from sellarec.errors import SellarecError, nearest
 from sellarec.progress import Progress
 
@@ -89,8 +89,8 @@ DATASETS: dict[str, Source] = {
         ("reviews.parquet", "books.parquet"),
         "Amazon review data, 2018 release: for research; its page states the terms. Cite: Ni, Li and McAuley, "
         "Justifying Recommendations using Distantly-Labeled Reviews and Fine-Grained Aspects, EMNLP 2019.",
-        prepare=amazon_book.prepare,
-        page=f"{amazon_book.REVIEWS}.gz and {amazon_book.BOOKS}.gz from {amazon_book.PAGE}",
+        prepare=amazon_files.prepare,
+        page=f"{amazon_files.REVIEWS}.gz and {amazon_files.BOOKS}.gz from {amazon_files.PAGE}",
     ),
 }
 
