@@ -58,8 +58,9 @@ def write(folder, reviews, books, packed=True):
     folder.mkdir(exist_ok=True)
     for name, rows in ((amazon_files.REVIEWS, reviews), (amazon_files.BOOKS, books)):
         text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+        data = text.encode(errors="surrogateescape")
         path = folder / (name + ".gz" * packed)
-        path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+        path.write_bytes(gzip.compress(data) if packed else data)
     return folder
 
 
@@ -121,6 +122,15 @@ def test_malformed_lines_are_named_and_left_out_below_the_share_and_refused_abov
     with pytest.raises(SellarecError, match=r"3 of 559 lines are malformed, more than 0\.1%: line 557: not JSON"):
         sources.fetch("amazon-book", write(tmp_path / "bad", [*reviews, *bad], books))
     assert len(opened().interactions) == ACTIVE * ACTIVE  # the dataset that was there still stands
+
+
+def test_a_line_that_is_no_utf_8_is_named_and_left_out(tmp_path, cache, capsys):
+    reviews, books = planted()
+    more = [review(f"B{n}", f"{n % 9:010d}", "2015-01-01") for n in range(4000)]
+    sources.fetch("amazon-book", write(tmp_path / "raw", [*reviews, '{"overall": "\udcff"}', *more], books))
+    said = capsys.readouterr().out
+    assert f"{len(reviews) + 4001:,} lines, 1 malformed and left out: line {len(reviews) + 1}: invalid encoding" in said
+    assert len(opened().interactions) == ACTIVE * ACTIVE
 
 
 def test_broken_files_end_with_advice_and_leave_no_half_made_dataset(tmp_path, cache):

@@ -86,7 +86,8 @@ def _read_lines(
     con: duckdb.DuckDBPyConnection, table: str, path: Path, needed: dict[str, str], optional: dict[str, str]
 ) -> None:
     """One row per line of a JSON-lines file: `line` from 1 and fields of the given types; refuse it if too many are
-    malformed, which is: no JSON, or a needed field is missing or of another type."""
+    malformed, which is: no UTF-8, no JSON, or a needed field is missing or of another type. Lines that DuckDB cannot
+    read as text have no row, and are not counted in `line`."""
     fields = needed | optional
     paths = ", ".join(f"'$.{f}'" for f in fields)
     value = {f: f"TRY_CAST(field[{n}] AS {kind})" for n, (f, kind) in enumerate(fields.items(), start=1)}
@@ -94,7 +95,8 @@ def _read_lines(
     missing = " ".join(f"WHEN {value[f]} IS NULL THEN 'no {f}'" for f in needed)
     source = (
         f"read_csv({_quoted(path)}, columns = {{'text': 'VARCHAR'}}, auto_detect = false, "
-        f"header = false, delim = '\\0', quote = '', escape = '', max_line_size = {LONGEST_LINE}, parallel = false)"
+        f"header = false, delim = '\\0', quote = '', escape = '', max_line_size = {LONGEST_LINE}, parallel = false, "
+        f"store_rejects = true, rejects_table = 'rejected_{table}', rejects_scan = 'scan_{table}')"
     )
     _run(
         con,
@@ -109,10 +111,14 @@ def _read_lines(
         f"reading {path.name}",
     )
     lines, bad = con.execute(f"SELECT count(*), count(wrong) FROM {table}").fetchone()
+    unread = con.execute(f"SELECT line, lower(error_type) FROM rejected_{table} ORDER BY line").fetchall()
+    lines, bad = lines + len(unread), bad + len(unread)
     if not lines:
         raise SellarecError(f"{path}: the file has no lines. Get it again from {PAGE}.")
     first = con.execute(f"SELECT line, wrong, excerpt FROM {table} WHERE wrong IS NOT NULL ORDER BY line LIMIT 3")
-    named = "; ".join(f"line {n}: {wrong} ({excerpt})" for n, wrong, excerpt in first.fetchall())
+    named = [f"line {n}: {wrong}" for n, wrong in unread]
+    named += [f"line {n}: {wrong} ({excerpt})" for n, wrong, excerpt in first.fetchall()]
+    named = "; ".join(named[:3])
     if bad > MALFORMED * lines:
         raise SellarecError(
             f"{path}: {bad:,} of {lines:,} lines are malformed, more than {MALFORMED:.1%}: {named}. "
