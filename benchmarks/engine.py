@@ -38,7 +38,7 @@ import plain
 
 from sellarec.backbone.engine import log_odds, score_rows, without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow, wrap_language_model
-from sellarec.backbone.loading import load_shape
+from sellarec.backbone.loading import attention_on, choose_placement, load_shape, of_layers
 from sellarec.backbone.lora import add_lora
 from sellarec.backbone.prefixes import open_prefix_cache
 from sellarec.collab.mf import MatrixFactorization, Projection
@@ -320,15 +320,11 @@ def _shallow(backbone: str, dtype: str) -> LanguageModel:
     """Two random layers of the backbone's shape with its tokenizer."""
     from transformers import AutoModelForCausalLM
 
-    from sellarec.backbone.loading import choose_placement
-
     config, tokenizer = load_shape(backbone)
-    config.num_hidden_layers = 2
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:2]
     placement = choose_placement(dtype)
+    attention = attention_on(placement.device.type)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=placement.dtype, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(of_layers(config, 2), dtype=placement.dtype, attn_implementation=attention)
     return wrap_language_model(model.requires_grad_(False).to(placement.device).eval(), tokenizer, placement)
 
 

@@ -252,7 +252,7 @@ def _plan(argv: list[str]) -> None:
     there = (options.device, options.memory, options.tflops, options.processes)
     machine = describe_machine(options.config.dtype, *there)
     if options.device is None:
-        machine = dataclasses.replace(machine, room=prefixes.room(work.root / ".prefixes"))
+        machine = dataclasses.replace(machine, room=prefixes.room(work.prefix_folder))
     found = plan.make_plan(work, machine)
     print(plan.described(found, options.config.backbone))
     if not found.fits:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sellarec.backbone.engine import body_of, embed, prefixes_of
-from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.backbone.engine import embed, prefixes_of
+from sellarec.backbone.language_model import LanguageModel, TokenRow, body_of
 from sellarec.errors import SellarecError
 
 
@@ -27,7 +27,7 @@ def attention_weights(lm: LanguageModel, row: TokenRow, soft: dict[str, Tensor] 
     """
     embeds = embed(lm, torch.tensor([row.prefix + row.suffix]), soft)
     with showing_attention(lm), lm.precision():
-        layers = _attention_of(body_of(lm)(inputs_embeds=embeds, output_attentions=True))
+        layers = _attention_of(body_of(lm.model)(inputs_embeds=embeds, output_attentions=True))
     return torch.stack([layer[0].float() for layer in layers]).cpu().numpy()
 
 
@@ -52,7 +52,7 @@ def answer_and_attention(
     past = copy.deepcopy(prefixes.get(row.prefix))  # a pass writes into it
     embeds = embed(lm, torch.tensor([row.suffix]), soft)
     with showing_attention(lm), lm.precision():
-        out = body_of(lm)(
+        out = body_of(lm.model)(
             inputs_embeds=embeds, past_key_values=past, use_cache=past is not None, output_attentions=True
         )
         layers = _attention_of(out)

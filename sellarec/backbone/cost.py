@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from sellarec.backbone.language_model import beneath_adapter
+from sellarec.backbone.language_model import body_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def forward_cost(model: nn.Module, length: int) -> Cost:
     """A forward pass of one row."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         ids = torch.zeros(1, length, dtype=torch.long, device="meta")
-        _body(model)(input_ids=ids, use_cache=False, **_places(model, 0, length))
+        body_of(model)(input_ids=ids, use_cache=False, **_places(model, 0, length))
     return Cost(counter.get_total_flops(), 0)
 
 
@@ -48,7 +48,7 @@ def training_cost(model: nn.Module, prefix: int, suffix: int, soft: bool) -> Cos
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    body, past = _body(model), None
+    body, past = body_of(model), None
     alive = []  # or a freed storage's address could be counted for another one's
     embeds = torch.zeros(1, suffix, model.config.hidden_size, device="meta", dtype=next(model.parameters()).dtype)
     with (
@@ -74,7 +74,3 @@ def _places(model: nn.Module, before: int, length: int) -> dict[str, Tensor]:
     nothing."""
     mask = torch.zeros(1, 1, length, before + length, device="meta", dtype=next(model.parameters()).dtype)
     return {"attention_mask": mask, "position_ids": torch.arange(before, before + length, device="meta")[None]}
-
-
-def _body(model: nn.Module) -> nn.Module:
-    return beneath_adapter(model).base_model

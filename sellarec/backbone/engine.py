@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sellarec.backbone.language_model import LanguageModel, TokenRow, beneath_adapter
+from sellarec.backbone.language_model import LanguageModel, TokenRow, body_of
 from sellarec.distributed import is_main, most, rank, summed, world
 from sellarec.progress import Progress
 
@@ -61,7 +61,7 @@ def final_hidden(
     Returns:
         Shape (B, d_L), float32.
     """
-    body = body_of(lm)
+    body = body_of(lm.model)
     ids, mask = _pad([r.suffix for r in rows])
     embeds, mask = embed(lm, ids, soft), mask.to(lm.placement.device)
     past, past_mask, past_length = prefixes_of(lm, rows, kept)
@@ -252,7 +252,7 @@ def prefix_states(lm: LanguageModel, prefixes: Sequence[tuple[int, ...]]) -> Ten
     """
     ids, mask = (t.to(lm.placement.device) for t in _pad(prefixes))
     with lm.precision():
-        layers = body_of(lm)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values.layers
+        layers = body_of(lm.model)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values.layers
     held = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     if any(t is None or t.ndim != 4 or t.shape != held[0].shape for t in held):
         return None
@@ -282,7 +282,7 @@ def prefixes_of(
     if not any(r.prefix for r in rows):
         if lm.split:  # other processes may have prefixes
             with torch.no_grad(), lm.precision():
-                body_of(lm)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+                body_of(lm.model)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
         return (
             None,
             torch.ones(len(rows), 0, dtype=torch.long, device=device),
@@ -295,7 +295,7 @@ def prefixes_of(
     of_row = torch.tensor([place[r.prefix] for r in rows], device=device)
     ids, mask = (t.to(device) for t in _pad(distinct))
     with torch.no_grad(), lm.precision():
-        cache = body_of(lm)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+        cache = body_of(lm.model)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
     if len(distinct) < len(rows):
         cache.batch_select_indices(of_row)
     else:
@@ -308,7 +308,7 @@ def _filled_cache(lm: LanguageModel, states: Tensor, lengths: Tensor) -> tuple[o
     from transformers import DynamicCache  # late, see loading.py
 
     states, lengths = states.to(lm.placement.device), lengths.to(lm.placement.device)
-    cache = DynamicCache(config=body_of(lm).config)
+    cache = DynamicCache(config=body_of(lm.model).config)
     for layer in range(states.shape[2]):
         cache.update(states[:, :, layer, 0].transpose(1, 2), states[:, :, layer, 1].transpose(1, 2), layer)
     mask = (torch.arange(states.shape[1], device=lengths.device) < lengths[:, None]).long()
@@ -324,8 +324,3 @@ def _pad(sequences: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
         ids[n, : len(sequence)] = torch.tensor(sequence)
         mask[n, : len(sequence)] = 1
     return ids, mask
-
-
-def body_of(lm: LanguageModel) -> torch.nn.Module:
-    """The transformer without its output head, beneath a peft adapter if there is one."""
-    return beneath_adapter(lm.model).base_model

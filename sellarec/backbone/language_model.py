@@ -165,6 +165,11 @@ def beneath_adapter(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def body_of(model: nn.Module) -> nn.Module:
+    """The transformer without its output head, beneath an adapter if there is one."""
+    return beneath_adapter(model).base_model
+
+
 def _layers(model: nn.Module) -> list[nn.Module]:
     """The model's layers, beneath an adapter if there is one."""
     base = beneath_adapter(model)

@@ -13,7 +13,7 @@ from torch import nn
 from sellarec.backbone.cost import Cost, forward_cost, training_cost
 from sellarec.backbone.engine import TOKEN_BUDGET
 from sellarec.backbone.language_model import TokenRow, wrap_language_model
-from sellarec.backbone.loading import Placement, load_shape, reading_dtype
+from sellarec.backbone.loading import Placement, attention_on, load_shape, of_layers, reading_dtype
 from sellarec.backbone.lora import lora_config
 from sellarec.data.dataset import sample_rows
 from sellarec.machine import Machine
@@ -191,11 +191,7 @@ class Shape:
     def _new_model(self, layers: int) -> nn.Module:
         from transformers import AutoModelForCausalLM
 
-        config = copy.deepcopy(self.config)
-        config.num_hidden_layers = layers
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:layers]
-        attention = "eager" if self.machine.device == "cpu" else "sdpa"
+        config, attention = of_layers(self.config, layers), attention_on(self.machine.device)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=self.machine.dtype, attn_implementation=attention)
         return model.requires_grad_(False)

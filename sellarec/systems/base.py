@@ -246,6 +246,11 @@ class Workspace:
             self.root / folder_name(self.dataset.name) / folder_name(n) for n in (self.backbone_identity[0], NO_LLM)
         ]
 
+    @property
+    def prefix_folder(self) -> Path:
+        """Where keys and values of prompts' beginnings are kept."""
+        return self.root / ".prefixes"
+
     @cached_property
     def backbone_identity(self) -> tuple[str, str | None]:
         """Name and fingerprint, see `identity`."""

@@ -80,4 +80,4 @@ def prefix_cache_of(work: Workspace, lm: LanguageModel, rows: np.ndarray, cut: l
     prefixes = [r.prefix for r in whole]
     if not {r.prefix for r in cut} <= {*prefixes}:  # prompts that were too long are cut in other places
         prefixes = [r.prefix for r in cut]
-    return open_prefix_cache(lm, prefixes, work.root / ".prefixes", work.config.prefix_gib)
+    return open_prefix_cache(lm, prefixes, work.prefix_folder, work.config.prefix_gib)
