@@ -108,14 +108,13 @@ def load_backbone(
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    quantized = _four_bits(placement) if placement.nf4 else {}
+    how = {"attn_implementation": attention_on(placement.device.type)}
+    how |= _four_bits(placement) if placement.nf4 else {}
     try:
         folder = _resolve(name)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         dtype = reading_dtype(AutoConfig.from_pretrained(folder), placement.device.type, placement.dtype)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention_on(placement.device.type), **quantized
-        )
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **how)
     except (OSError, ValueError) as error:
         raise _not_loadable(name, error) from error
     model.requires_grad_(False)
@@ -123,8 +122,8 @@ def load_backbone(
 
 
 def attention_on(device: str) -> str:
-    """Which of transformers' implementations of attention is used. In bfloat16 on a CPU the eager one's backward was the
-    faster one (7.9 against 6.0 rows/s, SmolLM2-135M)."""
+    """Which of transformers' implementations of attention is used. In bfloat16 on a CPU the eager one's backward was
+    the faster one (7.9 against 6.0 rows/s, SmolLM2-135M)."""
     return "eager" if device == "cpu" else "sdpa"
 
 
