@@ -172,6 +172,13 @@ def test_stage_2_never_sees_the_rows_of_stage_3_unless_these_are_all(small_works
         assert stage2_rows(other).index.equals(train.index)
 
 
+def test_stage_2_says_when_it_can_hold_nothing_out(small_workspace, capsys):
+    small_workspace.variant({"stage3.rows": None}).run("sella_collab")
+    assert "stage 2 can hold none out" in capsys.readouterr().out
+    small_workspace.variant({"stage3.rows": None, "stage2.hold_out": False}).run("sella_collab")
+    assert "hold none out" not in capsys.readouterr().out
+
+
 def test_biases_and_records_reach_the_soft_tokens(small_workspace):
     work = small_workspace
     soft = load_soft_tokens(work, work.run("sella"))
