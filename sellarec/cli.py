@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from sellarec.config import changes_from, located, make_config
+from sellarec.config import as_parameters, located, make_config
 from sellarec.data import amazon_book, sources
 from sellarec.data.open import check_name, open_dataset
 from sellarec.distributed import is_main, leave
@@ -30,7 +30,6 @@ from sellarec.options import (
     RunOptions,
 )
 from sellarec.profiles import PROFILES
-from sellarec.settings import Config
 
 if TYPE_CHECKING:
     from sellarec.systems.base import Workspace
@@ -167,8 +166,7 @@ def _compare(argv: list[str]) -> None:
 def _app(argv: list[str]) -> None:
     options = _parse(AppOptions, argv, "sellarec app")
     script = _of_checkout("app/main.py")
-    named, changes = _split_changes(options.profile, options.config)
-    given = {"dataset": options.config.dataset, "profile": options.profile, "runs": str(options.runs.resolve())}
+    given = as_parameters(options.profile, options.config) | {"runs": str(options.runs.resolve())}
     words = [sys.executable, "-m", "streamlit", "run", str(script)]
     words += ["--server.address", "localhost", "--server.port", str(options.port)]
     words += [
@@ -179,7 +177,7 @@ def _app(argv: list[str]) -> None:
         "--browser.gatherUsageStats",
         "false",
     ]
-    os.execv(sys.executable, [*words, "--", json.dumps(given | named | {"changes": changes})])
+    os.execv(sys.executable, [*words, "--", json.dumps(given)])
 
 
 def _bench(argv: list[str]) -> None:
@@ -193,23 +191,13 @@ def _of_checkout(name: str) -> Path:
     return script
 
 
-def _split_changes(profile: str, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Backbone and seed; and all other settings in which a configuration differs from its profile."""
-    changes = changes_from(profile, config)
-    return {k: changes.pop(k, getattr(config, k)) for k in ("backbone", "seed")}, changes
-
-
 def _report(argv: list[str]) -> None:
     options = _parse(ReportOptions, argv, "sellarec report")
     from sellarec.report.make import make_report
 
     if options.origin:
         sources.fetch(options.config.dataset, options.origin)
-    config = options.config
-    named, changes = _split_changes(options.profile, config)
-    make_report(
-        config.dataset, named["backbone"], options.profile, named["seed"], changes, options.runs, options.reports
-    )
+    make_report(options.profile, options.config, options.runs, options.reports)
 
 
 def _publish(argv: list[str]) -> None:

@@ -61,6 +61,14 @@ def settings_of(config: Any, prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def as_parameters(profile: str, config: Config) -> dict[str, Any]:
+    """A configuration as notebooks and the app take it: `dataset`, `backbone`, `profile`, `seed`, and `changes`, all
+    other settings in which it differs from the profile."""
+    changes = changes_from(profile, config)
+    named = {name: changes.pop(name, getattr(config, name)) for name in ("backbone", "seed")}
+    return {"dataset": config.dataset, "profile": profile, **named, "changes": changes}
+
+
 def changes_from(profile: str, config: Config) -> dict[str, Any]:
     """The settings in which a configuration differs from a profile on its dataset, by dotted name."""
     default = settings_of(make_config(profile, config.dataset))

@@ -42,9 +42,8 @@ def test_notebooks_are_thin_clean_and_parameterized(path):
 @pytest.fixture(scope="module")
 def made(planted_table, llama, tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
-    index = make.make_report(
-        str(planted_table), str(llama), "smoke", 0, SMALL, runs=root / "runs", reports=root / "reports"
-    )
+    config = make_config("smoke", str(planted_table), backbone=str(llama), **SMALL)
+    index = make.make_report("smoke", config, runs=root / "runs", reports=root / "reports")
     return index.parent
 
 
@@ -130,9 +129,8 @@ def test_a_second_report_executes_only_what_could_have_changed(made, planted_tab
 
     def again():
         executed.clear()
-        make.make_report(
-            str(planted_table), str(llama), "smoke", 0, SMALL, runs=root / "runs", reports=root / "reports"
-        )
+        config = make_config("smoke", str(planted_table), backbone=str(llama), **SMALL)
+        make.make_report("smoke", config, runs=root / "runs", reports=root / "reports")
         return executed
 
     names = [n.name for n in NOTEBOOKS]
@@ -176,7 +174,7 @@ def test_what_a_failed_report_has_written_over_is_executed_again(made, planted_t
     def again():
         executed.clear()
         where = {"runs": root / "runs", "reports": root / "reports"}
-        make.make_report(str(planted_table), str(llama), "smoke", 0, SMALL, **where)
+        make.make_report("smoke", make_config("smoke", str(planted_table), backbone=str(llama), **SMALL), **where)
         return executed
 
     names, fails = [n.name for n in NOTEBOOKS], None
@@ -204,7 +202,8 @@ def test_what_ifs_are_left_out_where_scores_are_no_log_odds(planted_table, llama
     monkeypatch.setattr(make, "execute_notebook", lambda notebook, *_: executed.append(notebook.stem))
     monkeypatch.setattr(make, "write_pages", lambda *_: None)
     settings = SMALL | {"evaluation.raw_yes": True}
-    make.make_report(str(planted_table), str(llama), "smoke", 0, settings, tmp_path / "runs", tmp_path / "reports")
+    config = make_config("smoke", str(planted_table), backbone=str(llama), **settings)
+    make.make_report("smoke", config, tmp_path / "runs", tmp_path / "reports")
     assert executed == [n.stem for n in NOTEBOOKS if n.stem != "15_attention"]
 
 

@@ -9,39 +9,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sellarec.config import make_config
+from sellarec.config import as_parameters
 from sellarec.data import sources
 from sellarec.report.images import write_images
 from sellarec.report.notebooks import execute_notebook, notebooks_folder
 from sellarec.report.pages import write_pages
+from sellarec.settings import Config
 from sellarec.systems.base import Workspace
 
 EXECUTED = ".executed.json"
 
 
-def make_report(
-    dataset: str,
-    backbone: str,
-    profile: str,
-    seed: int,
-    changes: dict[str, Any],
-    runs: Path,
-    reports: Path,
-) -> Path:
-    """Execute every notebook and write the entry page; returns its path."""
+def make_report(profile: str, config: Config, runs: Path, reports: Path) -> Path:
+    """Execute every notebook and write the entry page; returns its path.
+
+    Args:
+        profile: The one whose changes the configuration is told by.
+    """
     started = time.monotonic()
-    work = Workspace(make_config(profile, dataset, backbone=backbone, seed=seed, **changes), runs.resolve())
-    folder = reports.resolve() / _folder_name(work, profile, changes)
+    work, parameters = Workspace(config, runs.resolve()), as_parameters(profile, config)
+    folder = reports.resolve() / _folder_name(work, profile, parameters["changes"])
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = {
-        "dataset": dataset,
-        "backbone": backbone,
-        "profile": profile,
-        "seed": seed,
-        "changes": changes,
-        "runs": str(runs.resolve()),
-        "output": str(folder),
-    }
+    parameters |= {"runs": str(work.root), "output": str(folder)}
     notebooks = sorted(notebooks_folder().glob("[0-9]*.ipynb"))
     if work.config.evaluation.raw_yes:
         print("== without 15_attention.ipynb: what-ifs are told in log-odds, not in raw logits of Yes", flush=True)
