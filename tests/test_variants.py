@@ -15,10 +15,10 @@ from sellarec.systems.base import Workspace
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.rows import stage3_rows
 from sellarec.systems.sella import HybridModel, SoftTokens, load_soft_tokens
-from sellarec.systems.variants import ABLATIONS, COLLM, OURS
+from sellarec.systems.variants import ABLATIONS, CHECKS, COLLM, OURS
 from tests.conftest import SMALL
 
-VARIANTS = {v.name: v for v in (COLLM, *ABLATIONS, *OURS)}
+VARIANTS = {v.name: v for v in (COLLM, *CHECKS, *ABLATIONS, *OURS)}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -31,6 +31,21 @@ def test_a_variant_is_computed_under_its_changes_and_scored_on_the_same_rows(sma
     assert again.is_done(name)
     shares_stage_1 = not any(k.startswith(("prompt", "lora", "stage1")) for k in VARIANTS[name].changes)
     assert (run.config["upstream"]["tallrec"] == whole.config["upstream"]["tallrec"]) == shares_stage_1
+
+
+def test_binary_mf_learns_nothing_of_rows_that_are_held_out(planted_table, tmp_path):
+    def learnt(place, **changes):
+        config = make_config("smoke", str(planted_table), **SMALL, **{"binllm.epochs": 4, **changes})
+        work = Workspace(config, tmp_path / place)
+        if place != "as it is":  # the labels of stage 3's rows are the other way round
+            rows = work.dataset.interactions.copy()
+            rows.loc[stage3_rows(work).index, "label"] ^= 1
+            vars(work)["dataset"] = dataclasses.replace(work.dataset, interactions=rows)
+        return work.run("binary_mf").tensors("model")["item_embedding.weight"]
+
+    held_out = {"binllm.hold_out": True}
+    assert np.array_equal(learnt("as it is", **held_out), learnt("flipped", **held_out))
+    assert not np.array_equal(learnt("as it is"), learnt("flipped"))
 
 
 def moved(work, name, tensor):

@@ -134,6 +134,8 @@ class BinLLMConfig(BaselineConfig):
     """By how much the share of training entries that are read as bits rises with each epoch, from 0."""
     code: Literal["dotted", "bits"] = "dotted"
     """"dotted" writes groups of eight bits as decimals, like an IP address; "bits" writes ones and zeros."""
+    hold_out: bool = late(False)
+    """Leave stage 3's rows out of the factorisation: beside our counts its codes give their labels away."""
 
     def check(self, group: str) -> None:
         super().check(group)

@@ -3,8 +3,9 @@
 Binary matrix factorisation gives each a string of bits, which stands in the prompt where SeLLa-Rec has soft tokens;
 stage 1's adapter is tuned further on such prompts. Deviations: ids that training never shows have embeddings of zero,
 so that all unknown users share a code, and rows that show their user as new have this code; embeddings start at 0.1 of
-BinLLM's 1. As published, the factorisation has learnt from the rows that the adapter is tuned on. BinLLM's paper writes
-codes like IP addresses, its released settings as bits: `binllm.code`.
+BinLLM's 1. As published, the factorisation has learnt from the rows that the adapter is tuned on, unless
+`binllm.hold_out` leaves them out. BinLLM's paper writes codes like IP addresses, its released settings as bits:
+`binllm.code`.
 
 On MovieLens-1M these settings leave 16 codes for 740 users and 14 for 3,087 items, whose vectors lie on one line: the
 factorisation is a counting baseline there. Of rows that it has not learnt its codes say little that our prompt does not
@@ -30,6 +31,7 @@ from sellarec.runs import Run
 from sellarec.settings import BinLLMConfig, Config
 from sellarec.systems.base import System, Workspace
 from sellarec.systems.collaborative import collaborative_system, distinct_ids
+from sellarec.systems.rows import beside_stage3
 from sellarec.systems.tuned_further import score_tuned_further, settings, tune_further
 from sellarec.systems.weights import saved_state
 
@@ -89,7 +91,8 @@ def _score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
 
 
 def _binary_settings(config: Config) -> dict:
-    return {"binllm": dataclasses.replace(config.binllm, code="dotted")}  # how a code is written changes no code
+    learnt = {"binllm": dataclasses.replace(config.binllm, code="dotted")}  # how a code is written changes no code
+    return learnt | ({"held_out": (config.stage1.rows, config.stage3.rows)} if config.binllm.hold_out else {})
 
 
 def _settings(config: Config) -> dict:
@@ -97,7 +100,19 @@ def _settings(config: Config) -> dict:
 
 
 _FITTED = collaborative_system(
-    "binary_mf", "Binary MF", lambda config: config.binllm, _new, each_epoch=_grow, finish=_finish
+    "binary_mf",
+    "Binary MF",
+    lambda config: config.binllm,
+    _new,
+    rows=lambda work: beside_stage3(work) if work.config.binllm.hold_out else work.dataset.part("train"),
+    each_epoch=_grow,
+    finish=_finish,
 )
 BINARY_MF = dataclasses.replace(_FITTED, settings=_binary_settings, version=2)
 SYSTEM = System("binllm", "BinLLM", _settings, _fit, _score, needs=("tallrec", "binary_mf"), uses_backbone=True)
+HELD_OUT = dataclasses.replace(
+    SYSTEM,
+    name="binllm_held_out",
+    label="BinLLM, stage 3's rows held out",
+    changes={"binllm.hold_out": True},
+)

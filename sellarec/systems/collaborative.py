@@ -41,6 +41,7 @@ def collaborative_system(
     build: Callable[[Dataset, Any], nn.Module],
     *,
     inputs: Callable[[Dataset, Any], Inputs] = lambda dataset, settings: user_and_item,
+    rows: Callable[[Workspace], pd.DataFrame] = lambda work: work.dataset.part("train"),
     each_epoch: Callable[[nn.Module, Any, int], None] = lambda model, settings, epoch: None,
     finish: Callable[[nn.Module, pd.DataFrame], None] = lambda model, train: None,
 ) -> System:
@@ -50,12 +51,13 @@ def collaborative_system(
         settings: Its settings in the configuration.
         build: The untrained model for a dataset and these settings.
         inputs: What the model reads of interactions.
+        rows: The training rows that it learns from.
         each_epoch: Called with the model before each epoch, with its number.
-        finish: Applied to the trained model with the training part.
+        finish: Applied to the trained model with these rows.
     """
 
     def fit(work: Workspace, run: Run) -> None:
-        config, dataset = settings(work.config), work.dataset
+        config, dataset, chosen = settings(work.config), work.dataset, rows(work)
         torch.manual_seed(work.config.seed)
         model = build(dataset, config)
         read = inputs(dataset, config)
@@ -66,12 +68,13 @@ def collaborative_system(
             config,
             work.config.seed,
             inputs=read,
+            train_rows=chosen,
             each_epoch=partial(each_epoch, model, config),
             checkpoint=checkpoint,
             log=run.append_log,
             label=label,
         )
-        finish(model, dataset.part("train"))
+        finish(model, chosen)
         save_state(run, "model", model.state_dict())
 
     def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:

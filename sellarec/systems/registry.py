@@ -45,7 +45,9 @@ SYSTEMS: dict[str, System] = {
         person_prompt.SYSTEM,
         binllm.BINARY_MF,
         binllm.SYSTEM,
+        binllm.HELD_OUT,
         variants.COLLM,
+        *variants.CHECKS,
         *variants.ABLATIONS,
         *variants.OURS,
     )
@@ -62,9 +64,11 @@ TABLES = {
         *("zero_shot", "prompt4nr", "tallrec", "tallrec_further", "ctrl", "person_prompt", "collm", "binllm", "sella"),
     ),
     "table5": ("sella", *(v.name for v in (*variants.ABLATIONS, *variants.OURS))),
+    "checks": ("sella", "binllm_held_out", *(v.name for v in variants.CHECKS)),
     "controls": ("mlp_control", *(v.name for v in mlp_control.FEWER_INPUTS)),
 }
-"""The paper's comparison and its ablation, in their order, each with rows of ours; and the ablation of the control."""
+"""The paper's comparison and its ablation, in their order, each with rows of ours; what separates two
+explanations of these; and the ablation of the control."""
 
 
 def find_system(name: str) -> System:

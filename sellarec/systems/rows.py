@@ -46,11 +46,14 @@ def stage3_rows(work: Workspace) -> pd.DataFrame:
 
 
 def stage2_rows(work: Workspace) -> pd.DataFrame:
-    """The training rows that stage 2 learns from: without stage 3's if they are held out and not all there is."""
+    """The training rows that stage 2 learns from: without stage 3's if they are held out."""
+    return beside_stage3(work) if work.config.stage2.hold_out else work.dataset.part("train")
+
+
+def beside_stage3(work: Workspace) -> pd.DataFrame:
+    """The training rows that stage 3 does not learn from; all of them if it learns from all."""
     train, held_out = work.dataset.part("train"), stage3_rows(work)
-    if not work.config.stage2.hold_out or len(held_out) == len(train):
-        return train
-    return train.drop(held_out.index)
+    return train if len(held_out) == len(train) else train.drop(held_out.index)
 
 
 def row_inputs(work: Workspace, rows: np.ndarray, new_user: np.ndarray | None = None) -> RowInputs:

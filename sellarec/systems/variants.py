@@ -42,6 +42,22 @@ their user as new stay (`stage3.cold_users`); the mapping is SeLLa-Rec's (GELU, 
 `stage3.vector_norm`; ids that training never shows have vectors of zero; the prompt says what `prompt` says, which is
 more than CoLLM's by default."""
 
+CHECKS = (
+    dataclasses.replace(
+        COLLM,
+        name="collm_held_out",
+        label="CoLLM-MF, stage 3's rows held out",
+        changes=COLLM.changes | {"stage2.hold_out": True},
+    ),
+    _variant(
+        "unaligned",
+        "never aligned, with all three tokens",
+        {"stage2.alignment": 0.0, "stage3.projection": "random"},
+    ),
+)
+"""What separates two explanations: CoLLM-MF whose vectors have not learnt the labels that our counts then give away,
+and SeLLa-Rec without contrastive learning and with its warm token, which `no_alignment` takes away too."""
+
 ABLATIONS = (
     _variant(
         "no_alignment",
