@@ -114,8 +114,8 @@ class Dataset:
 
         Cross-fitted: a training row counts only rows outside its own fold, one fifth of the training part. With its
         own label in the count, a model that is trained on the row would learn to read the label off. (Leaving out the
-        one row alone would not do: within a user the count would then be low exactly where the label is 1. A fold weakens
-        this and does not end it: benchmarks/label_leak.py.)
+        one row alone would not do: within a user the count would then be low exactly where the label is 1. A fold
+        weakens this and does not end it: benchmarks/label_leak.py.)
         No label of valid or test is read.
 
         Args:
