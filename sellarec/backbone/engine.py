@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -61,29 +61,38 @@ def final_hidden(
     Returns:
         Shape (B, d_L), float32.
     """
-    body = body_of(lm.model)
-    ids, mask = _pad([r.suffix for r in rows])
-    embeds, mask = embed(lm, ids, soft), mask.to(lm.placement.device)
-    past, past_mask, past_length = prefixes_of(lm, rows, kept)
-    positions = past_length[:, None] + torch.arange(ids.shape[1], device=mask.device)
+    device = lm.placement.device
+    ids, lengths = _pad([r.suffix for r in rows])
+    embeds, lengths = embed(lm, ids, soft), _sent(lengths, device)
+    past, past_lengths = prefixes_of(lm, rows, kept)
     with lm.precision():
-        states = body(
-            inputs_embeds=embeds,
-            attention_mask=torch.cat([past_mask, mask], dim=1),
-            position_ids=positions,
-            past_key_values=past,
-            use_cache=past is not None,
-        ).last_hidden_state  # (B, S, d_L)
-    last = mask.sum(dim=1) - 1
-    return states[torch.arange(len(rows), device=mask.device), last].float()
+        if past is None:
+            out = _from_the_left(lm, inputs_embeds=embeds)
+        else:
+            at, held = torch.arange(ids.shape[1], device=device), past.get_seq_length()
+            behind = torch.arange(held, device=device) < past_lengths[:, None]
+            mask = torch.cat([behind, at < lengths[:, None]], dim=1).long()
+            positions = past_lengths[:, None] + at
+            out = body_of(lm.model)(
+                inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True
+            )
+    return out.last_hidden_state[torch.arange(len(rows), device=device), lengths - 1].float()  # of (B, S, d_L)
+
+
+def _from_the_left(lm: LanguageModel, *, use_cache: bool = False, **inputs: Tensor) -> Any:
+    """A pass over rows that begin at position 0. Nothing need hide what they are padded with on the right: no token
+    looks there. Without a mask a GPU takes a faster kernel, and is not asked whether the mask has gaps."""
+    return body_of(lm.model)(**inputs, use_cache=use_cache)
 
 
 def embed(lm: LanguageModel, ids: Tensor, soft: dict[str, Tensor] | None) -> Tensor:
     """Embeddings of ids (B, T), soft vectors written over their placeholders', on the model's device."""
+    device = lm.placement.device
     places = {t: torch.nonzero(ids == lm.soft_ids[t], as_tuple=True) for t in soft or {}}  # a GPU would have to halt
-    embeds = lm.embed(ids.to(lm.placement.device))
+    embeds = lm.embed(_sent(ids, device))
     for token, vectors in (soft or {}).items():
-        embeds = embeds.index_put(places[token], vectors.to(embeds.dtype).flatten(0, -2))
+        at = tuple(_sent(i, device) for i in places[token])
+        embeds = embeds.index_put(at, vectors.to(embeds.dtype).flatten(0, -2))
     return embeds
 
 
@@ -250,9 +259,9 @@ def prefix_states(lm: LanguageModel, prefixes: Sequence[tuple[int, ...]]) -> Ten
 
     None if the layers of this backbone do not all keep tensors of one shape.
     """
-    ids, mask = (t.to(lm.placement.device) for t in _pad(prefixes))
+    ids, _ = _pad(prefixes)
     with lm.precision():
-        layers = body_of(lm.model)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values.layers
+        layers = _from_the_left(lm, input_ids=_sent(ids, lm.placement.device), use_cache=True).past_key_values.layers
     held = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     if any(t is None or t.ndim != 4 or t.shape != held[0].shape for t in held):
         return None
@@ -276,34 +285,30 @@ def cut_where_they_part(row: TokenRow, other: TokenRow) -> TokenRow:
 
 def prefixes_of(
     lm: LanguageModel, rows: Sequence[TokenRow], kept: PrefixCache | None = None
-) -> tuple[object | None, Tensor, Tensor]:
-    """Keys and values of the rows' prefixes: each distinct one computed once, then handed to its rows."""
+) -> tuple[Any, Tensor | None]:
+    """Keys and values of the rows' prefixes, each distinct one computed once and handed to its rows, and the prefixes'
+    lengths, shape (B,); None of both if no row has one."""
     device = lm.placement.device
     if not any(r.prefix for r in rows):
         if lm.split:  # other processes may have prefixes
             with torch.no_grad(), lm.precision():
-                body_of(lm.model)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
-        return (
-            None,
-            torch.ones(len(rows), 0, dtype=torch.long, device=device),
-            torch.zeros(len(rows), dtype=torch.long, device=device),
-        )
+                _from_the_left(lm, input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
+        return None, None
     if kept:
         return _filled_cache(lm, *kept.batch([r.prefix for r in rows]))
     distinct = list(dict.fromkeys(r.prefix for r in rows))
     place = {prefix: n for n, prefix in enumerate(distinct)}
-    of_row = torch.tensor([place[r.prefix] for r in rows], device=device)
-    ids, mask = (t.to(device) for t in _pad(distinct))
+    ids, lengths = _pad(distinct)
     with torch.no_grad(), lm.precision():
-        cache = body_of(lm.model)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+        cache = _from_the_left(lm, input_ids=_sent(ids, device), use_cache=True).past_key_values
     if len(distinct) < len(rows):
-        cache.batch_select_indices(of_row)
-    else:
-        of_row = torch.arange(len(rows), device=device)
-    return cache, mask[of_row], mask.sum(dim=1)[of_row]
+        of_row = torch.tensor([place[r.prefix] for r in rows])
+        cache.batch_select_indices(_sent(of_row, device))
+        lengths = lengths[of_row]
+    return cache, _sent(lengths, device)
 
 
-def _filled_cache(lm: LanguageModel, states: Tensor, lengths: Tensor) -> tuple[object, Tensor, Tensor]:
+def _filled_cache(lm: LanguageModel, states: Tensor, lengths: Tensor) -> tuple[Any, Tensor]:
     """The same of keys and values that are there already, as `prefix_states` gives them."""
     from transformers import DynamicCache  # late, see loading.py
 
@@ -311,16 +316,18 @@ def _filled_cache(lm: LanguageModel, states: Tensor, lengths: Tensor) -> tuple[o
     cache = DynamicCache(config=body_of(lm.model).config)
     for layer in range(states.shape[2]):
         cache.update(states[:, :, layer, 0].transpose(1, 2), states[:, :, layer, 1].transpose(1, 2), layer)
-    mask = (torch.arange(states.shape[1], device=lengths.device) < lengths[:, None]).long()
-    return cache, mask, lengths
+    return cache, lengths
 
 
 def _pad(sequences: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-    """Right-padded ids and mask, shape (B, T), int64."""
-    longest = max(len(s) for s in sequences)
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask = torch.zeros(len(sequences), longest, dtype=torch.long)
+    """Ids padded on the right, shape (B, T), and lengths, shape (B,), both int64."""
+    lengths = np.array([len(s) for s in sequences])
+    ids = np.zeros((len(sequences), lengths.max()), dtype=np.int64)
     for n, sequence in enumerate(sequences):
-        ids[n, : len(sequence)] = torch.tensor(sequence)
-        mask[n, : len(sequence)] = 1
-    return ids, mask
+        ids[n, : len(sequence)] = sequence
+    return torch.from_numpy(ids), torch.from_numpy(lengths)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that nobody waits for: a GPU takes it when it gets there."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
