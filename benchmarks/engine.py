@@ -44,6 +44,7 @@ from sellarec.backbone.prefixes import open_prefix_cache
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.config import make_config
 from sellarec.data import sources
+from sellarec.errors import nearest
 from sellarec.evaluation import UserBootstrap, auc, uauc
 from sellarec.machine import matmul_rate
 from sellarec.prompts import SOFT_TOKENS, PromptWriter
@@ -53,6 +54,8 @@ from sellarec.systems.base import Workspace
 from sellarec.systems.row_prompts import cut_prompts, prompts_of
 from sellarec.systems.rows import row_inputs
 from sellarec.systems.sella import SoftTokens
+
+TASKS = ("scoring", "ranking", "stage3", "stage1", "stage2", "bootstrap")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,12 @@ class Options:
     """Each figure is the median of this many, after one that warms up."""
     plain: bool = True
     """Measure the plain way too; without it a backbone may be twice as large."""
+    accumulate: int = 1
+    """Parts in which the engine takes the batch of a training step; the plain way takes `plain.PART` rows at a time."""
+    budgets: tuple[int, ...] = ()
+    """Also score with so many padded tokens at once, instead of the device's number."""
+    tasks: tuple[str, ...] = TASKS
+    """What is measured, of: scoring, ranking, stage3, stage1, stage2, bootstrap."""
     curve: bool = False
     """Also score 1,000 to 100,000 rows with two layers of the backbone: time must grow with them, memory not."""
 
@@ -202,6 +211,9 @@ class Bench:
         self.table.measure(
             task, "engine", lambda: score_rows(self.lm, rows, label=""), len(rows), tokens, **gaps(found)
         )
+        for budget in self.options.budgets:
+            limited = lambda budget=budget: score_rows(self.lm, rows, token_budget=budget, label="")  # noqa: E731
+            self.table.measure(task, f"engine, {budget:,} at once", limited, len(rows), tokens)
         with tempfile.TemporaryDirectory() as folder:
             cut = cut_prompts(self.work, self.lm, self.rows, rows)
             kept = self.kept(cut, folder)
@@ -238,15 +250,13 @@ class Bench:
         for way, model in self.plain_ways.items():
             steps = plain.soft_token_steps(model, rows, label, soft, vectors)
             self.table.measure("train stage 3", way, steps, len(few), tokens, 2)
-        cut, batch = cut_prompts(work, lm, few, rows, SOFT_TOKENS), plain.BATCH[lm.placement.device.type]
+        cut = cut_prompts(work, lm, few, rows, SOFT_TOKENS)
         optimizer = torch.optim.AdamW(soft.parameters(), lr=1e-4)
 
         def ours(kept: Any) -> None:
-            for at in np.array_split(np.arange(len(cut)), -(-len(cut) // batch)):
-                found = log_odds(lm, [cut[i] for i in at], vectors(at), kept)
-                binary_cross_entropy_with_logits(found, label[at]).backward()
-                optimizer.step()
-                optimizer.zero_grad()
+            self.steps(
+                np.arange(len(cut)), label, optimizer, lambda at: log_odds(lm, [cut[i] for i in at], vectors(at), kept)
+            )
 
         self.table.measure("train stage 3", "engine, first epoch", lambda: ours(None), len(few), tokens, 2)
         with tempfile.TemporaryDirectory() as folder:
@@ -259,19 +269,30 @@ class Bench:
         label, tokens = self.label[: len(rows)], sum(map(len, rows))
         for way, lm in self.plain_ways.items():
             self.table.measure("train stage 1", way, plain.lora_steps(lm, rows, label), len(rows), tokens, 2)
-        batch = plain.BATCH[self.lm.placement.device.type]
-        lm = add_lora(self.work.fresh_model(), LoraSettings(dropout=0.0), 0)
+        # the last task of the model: the adapter goes into the one that is there, a second one may not fit
+        lm = add_lora(self.lm, LoraSettings(dropout=0.0), 0)
         optimizer = torch.optim.AdamW([p for p in lm.model.parameters() if p.requires_grad], lr=1e-4)
         order = np.argsort([len(r) for r in rows])
 
         def ours() -> None:
-            for at in np.array_split(order, -(-len(order) // batch)):
-                found = log_odds(lm, [without_prefix(rows[i]) for i in at])
-                binary_cross_entropy_with_logits(found, label[at]).backward()
-                optimizer.step()
-                optimizer.zero_grad()
+            self.steps(order, label, optimizer, lambda at: log_odds(lm, [without_prefix(rows[i]) for i in at]))
 
         self.table.measure("train stage 1", "engine", ours, len(rows), tokens, 2)
+
+    def steps(
+        self,
+        order: np.ndarray,
+        label: torch.Tensor,
+        optimizer: torch.optim.Optimizer,
+        of_rows: Callable[[np.ndarray], torch.Tensor],
+    ) -> None:
+        """The engine's training steps over rows in this order, each in as many parts as the options say."""
+        for batch in plain.chunks(order, plain.BATCH[self.lm.placement.device.type]):
+            for at in np.array_split(batch, min(self.options.accumulate, len(batch))):
+                loss = binary_cross_entropy_with_logits(of_rows(at), label[at], reduction="sum") / len(batch)
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
     def stage2(self) -> None:
         from sellarec.collab.fit import fit_collab
@@ -330,6 +351,9 @@ def _shallow(backbone: str, dtype: str) -> LanguageModel:
 
 def main() -> None:
     options = tyro.cli(Options, prog="sellarec bench", description=__doc__)
+    for task in options.tasks:
+        if task not in TASKS:
+            sys.exit(f"sellarec bench: task '{task}' is not known. {nearest(task, TASKS)}")
     work = Workspace(
         make_config("quick", options.dataset, backbone=options.backbone, dtype=options.dtype), Path("runs")
     )
@@ -341,8 +365,8 @@ def main() -> None:
     print(f"{where}, {work.base_dtype}; a large matrix product reaches {rate / 1e12:.2f} TFLOP/s")
     bench = Bench(options, work, Table(options.repeats, 2 * weights, rate))
     print(f"{len(bench.texts)} rows of {work.dataset.name}, {np.mean([len(r) for r in bench.texts]):.0f} tokens each\n")
-    for task in (bench.scoring, bench.ranking, bench.stage3, bench.stage1, bench.stage2, bench.bootstrap):
-        task()
+    for task in (t for t in TASKS if t in options.tasks):
+        getattr(bench, task)()
     if options.curve:
         bench.curve()
     print(

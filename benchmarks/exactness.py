@@ -94,7 +94,7 @@ def plain_scores(
     if len(out) != len(rows):
         raise SellarecError(f"{keep} holds {len(out):,} scores, not {len(rows):,}: it is of other rows. Remove it.")
     with Progress("plain float32", len(rows), "rows", done=int(np.isfinite(out).sum())) as progress:
-        for at in plain.batches(len(rows), lm.placement.device):
+        for at in plain.chunks(np.arange(len(rows)), plain.BATCH[lm.placement.device.type]):
             if np.isnan(out[at]).any():
                 out[at] = plain.log_odds(lm, rows, at, vectors).cpu().numpy()
                 progress.advance(len(at))

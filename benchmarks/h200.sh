@@ -1,17 +1,27 @@
 #!/usr/bin/env bash
 # All GPU measurements in one command; a second call goes on where the first one ended.
-#   benchmarks/h200.sh            on one large GPU
-#   benchmarks/h200.sh smoke      the same steps at a size for any machine, to try the script
-# $OUT is where results go, $PYTHON the interpreter that has sellarec installed, $DATASET what it runs on.
+#   benchmarks/h200.sh                    on one large GPU
+#   benchmarks/h200.sh full bench sella   these steps only
+#   benchmarks/h200.sh smoke              the same steps at a size for any machine, to try the script
+# $OUT is where results go, $PYTHON the interpreter that has sellarec installed, $DATASET what it runs on, $BACKBONE the
+# model that is trained, $PARTS how many parts a batch of its training is taken in: 1 for a small one, 8 for one of 7B.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 size=${1:-full}
+wanted=" ${*:2} "
 out=${OUT:-bench-$size}
 python=${PYTHON:-.venv/bin/python}
 dataset=${DATASET:-ml-1m}
 case $size in
-full) profile=full shape=qwen2-7b backbone=${BACKBONE:-smollm2-135m} bench=(--rows 2048 --candidates 2048 --repeats 5) ;;
-smoke) profile=smoke shape=tiny backbone=$out/backbone-tiny bench=(--rows 32 --candidates 32 --repeats 1) ;;
+full)
+    profile=full shape=qwen2-7b backbone=${BACKBONE:-smollm2-135m} parts=${PARTS:-1} large_parts=8
+    bench=(--rows 2048 --candidates 2048 --repeats 3 --budgets 8192 131072)
+    few=(--rows 512 --candidates 512 --repeats 2 --budgets 8192 131072)
+    ;;
+smoke)
+    profile=smoke shape=tiny backbone=$out/backbone-tiny parts=1 large_parts=2
+    bench=(--rows 32 --candidates 32 --repeats 1) few=("${bench[@]}")
+    ;;
 *) echo "usage: $0 [full|smoke]" >&2 && exit 2 ;;
 esac
 mkdir -p "$out"
@@ -19,6 +29,7 @@ sellarec() { "$python" -m sellarec.cli "$@"; }
 step() {
     local name=$1
     shift
+    [[ $wanted == "  " || $wanted == *" $name "* ]] || return 0
     [ -e "$out/$name.done" ] && return
     echo "== $name: $*"
     local begun=$SECONDS
@@ -28,13 +39,15 @@ step() {
 }
 on=(--dataset "$dataset" --backbone "$backbone")
 large=(--dataset "$dataset" --backbone "$out/backbone-$shape")
-runs=(--profile "$profile" --runs "$out/runs")
+in_parts=(--stage1.accumulate "$parts" --stage3.accumulate "$parts")
+runs=(--profile "$profile" --runs "$out/runs" "${in_parts[@]}")
 
 step doctor sellarec doctor
 step shape "$python" benchmarks/shaped.py "$out/backbone-$shape" --like "$shape"
-step bench sellarec bench "${on[@]}" "${bench[@]}"
+step bench sellarec bench "${on[@]}" --accumulate "$parts" "${bench[@]}"
 step sella sellarec run sella "${on[@]}" "${runs[@]}"
 step plan sellarec plan "${large[@]}" --profile "$profile"
-step large sellarec bench "${large[@]}" --no-plain "${bench[@]}"
+step large sellarec bench "${large[@]}" --no-plain --accumulate "$large_parts" "${few[@]}" \
+    --tasks scoring ranking stage3 stage1
 step table3 sellarec run table3 "${on[@]}" "${runs[@]}"
 step table5 sellarec run table5 "${on[@]}" "${runs[@]}"

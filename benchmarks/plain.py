@@ -20,8 +20,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 
-BATCH = {"cpu": 16, "cuda": 256}
-"""Rows at once, in scoring and in training; the engine trains with as many."""
+BATCH = {"cpu": 16, "cuda": 128}
+"""Rows at once in scoring, and of a training step; the engine's steps have as many."""
+
+PART = {"cpu": 16, "cuda": 32}
+"""Rows of a training step at once: 128 whole prompts with all their logits would not fit into a GPU of 80 GB."""
 
 
 def padded(rows: Sequence[TokenRow], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -51,16 +54,16 @@ def log_odds(lm: LanguageModel, rows: Sequence[TokenRow], at: np.ndarray, vector
     return answers(lm, lm.model(inputs_embeds=embeds, attention_mask=mask).logits, mask)
 
 
-def batches(n: int, device: torch.device) -> list[np.ndarray]:
-    """Positions of n rows in file order."""
-    size = BATCH[device.type]
-    return [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+def chunks(positions: np.ndarray, size: int) -> list[np.ndarray]:
+    """Positions, so many at a time."""
+    return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 
 @torch.no_grad()
 def scores(lm: LanguageModel, rows: Sequence[TokenRow]) -> np.ndarray:
     """Log-odds of all rows, shape (n,)."""
-    return torch.cat([log_odds(lm, rows, at) for at in batches(len(rows), lm.placement.device)]).cpu().numpy()
+    batches = chunks(np.arange(len(rows)), BATCH[lm.placement.device.type])
+    return torch.cat([log_odds(lm, rows, at) for at in batches]).cpu().numpy()
 
 
 def llama_cpp_scores(gguf: Path, answer_ids: tuple[int, int]) -> Callable[[Sequence[TokenRow]], np.ndarray]:
@@ -103,8 +106,11 @@ def _steps(
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-4)
 
     def steps() -> None:
-        for at in batches(len(rows), lm.placement.device):
-            binary_cross_entropy_with_logits(log_odds(lm, rows, at, vectors), label[at]).backward()
+        device = lm.placement.device.type
+        for batch in chunks(np.arange(len(rows)), BATCH[device]):
+            for at in chunks(batch, PART[device]):
+                found = log_odds(lm, rows, at, vectors)
+                (binary_cross_entropy_with_logits(found, label[at], reduction="sum") / len(batch)).backward()
             optimizer.step()
             optimizer.zero_grad()
 

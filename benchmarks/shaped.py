@@ -56,7 +56,8 @@ def main() -> None:
         return
     _, tokenizer = load_shape(options.tokenizer)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(Qwen2Config(**SHAPES[options.like]), dtype=torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # a GPU draws billions of numbers in a second
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**SHAPES[options.like]), dtype=torch.bfloat16)
     fresh = options.folder.with_name(f".writing-{options.folder.name}")  # a kill must not leave half a backbone
     shutil.rmtree(fresh, ignore_errors=True)
     model.save_pretrained(fresh)

@@ -247,6 +247,13 @@ def _plan(argv: list[str]) -> None:
         raise plan.refusal(found, plan.what_would_fit(work, machine))
 
 
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
 def _doctor(argv: list[str]) -> None:
     tyro.cli(lambda: None, prog="sellarec doctor", args=argv, description="Say what this machine and this cache have.")
     import torch
@@ -256,7 +263,7 @@ def _doctor(argv: list[str]) -> None:
     names = ("torch", "transformers", "peft", "accelerate", "plotly", "streamlit", "papermill", "openTSNE")
     print(f"python        {platform.python_version()}")
     for name in names:
-        print(f"{name:13} {importlib.metadata.version(name)}")
+        print(f"{name:13} {_version(name)}")
     print(f"cores         {os.cpu_count()}, torch uses {torch.get_num_threads()}")
     features = ", ".join(f"{name}: {'yes' if there else 'no'}" for name, there in cpu_features().items())
     print(f"bf16 on CPU   {features}")

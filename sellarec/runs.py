@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 
@@ -250,8 +251,12 @@ def _description(key: RunKey, before: list[str]) -> dict[str, Any]:
         "key": key.digest,
         "code": ", ".join(dict.fromkeys([*before, code_version()])),
         "versions": {"python": platform.python_version(), **{n: version(n) for n in names}},
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": ", ".join([f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores", *_gpu()]),
     }
+
+
+def _gpu() -> list[str]:
+    return [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
 
 
 def code_version() -> str:
