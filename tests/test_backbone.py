@@ -55,13 +55,13 @@ def cut(lm, rows):
 
 @pytest.fixture(scope="module")
 def soft(lm):
-    table = torch.randn(17, 3, lm.width, generator=torch.Generator().manual_seed(1))
+    table = torch.randn(17, 3, lm.width, generator=torch.Generator().manual_seed(1)).to(lm.placement.device)
     return lambda at: {t: table[at, n] for n, t in enumerate(SOFT_TOKENS)}
 
 
 def plain_log_odds(lm, row, vectors):
     """One row, no cache, full logits: what the engine must equal."""
-    ids = torch.tensor([row.prefix + row.suffix])
+    ids = torch.tensor([row.prefix + row.suffix], device=lm.placement.device)
     embeds = lm.embedding(ids).clone()
     for token, vector in vectors.items():
         embeds[0, (ids[0] == lm.soft_ids[token]).nonzero().item()] = vector
@@ -129,7 +129,7 @@ def test_prefixes_in_bfloat16_are_kept_bit_by_bit(lm, cut, tmp_path):
     kept = open_prefix_cache(half, [prefix], tmp_path, 1.0)
     stored, lengths = kept.batch([prefix])
     assert stored.dtype == torch.bfloat16 and lengths.tolist() == [len(prefix)]
-    assert torch.equal(stored, engine.prefix_states(half, [prefix]))
+    assert torch.equal(stored, engine.prefix_states(half, [prefix]).cpu())
 
 
 def test_prefixes_of_other_weights_are_others(lm, cut, tmp_path):
@@ -243,8 +243,9 @@ def test_distillation_is_the_post_norm_state_of_the_last_token(lm):
     found = embed_rows(lm, rows, label="test")
     with torch.no_grad():
         for row, vector in zip(rows, found, strict=True):
-            states = lm.model(torch.tensor([row.suffix]), output_hidden_states=True).hidden_states[-1][0, -1]
-            np.testing.assert_allclose(vector, states.numpy(), atol=2e-6)
+            ids = torch.tensor([row.suffix], device=lm.placement.device)
+            states = lm.model(ids, output_hidden_states=True).hidden_states[-1][0, -1]
+            np.testing.assert_allclose(vector, states.cpu().numpy(), atol=2e-6)
 
 
 def test_batches_hold_every_row_once_within_the_budget(rows):
@@ -289,7 +290,7 @@ def test_a_vocabulary_without_spare_ids_scores_the_same(lm, rows, soft):
 
 
 def test_the_norm_of_a_token_is_that_of_what_the_first_layer_reads(lm):
-    looked_up = lm.embedding(torch.arange(50, 60)).norm(dim=1)
+    looked_up = lm.embedding(torch.arange(50, 60, device=lm.placement.device)).norm(dim=1)
     assert looked_up.min() < lm.token_norm() < looked_up.max()
 
 

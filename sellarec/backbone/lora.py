@@ -66,9 +66,15 @@ def add_lora(lm: LanguageModel, settings: LoraSettings, seed: int) -> LanguageMo
 
 
 def _trainable(lm: LanguageModel, adapted: PeftModel, checkpointing: bool) -> LanguageModel:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     if checkpointing:
         adapted.gradient_checkpointing_enable({"use_reentrant": False})  # only this kind lets gradients reach adapters
-    return lm.with_model(adapted, mixed=lm.placement.dtype != torch.float32)
+    mixed = lm.placement.dtype != torch.float32
+    for module in adapted.modules() if mixed else ():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False  # to float32, from which autocast would cast it back at once
+    return lm.with_model(adapted, mixed=mixed)
 
 
 def resume_lora(lm: LanguageModel, folder: Path, *, checkpointing: bool = False) -> LanguageModel:
