@@ -19,12 +19,10 @@ import itertools
 import json
 import os
 import platform
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +30,14 @@ import numpy as np
 import torch
 import tyro
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as torch_profile
 
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
+from measuring import Table
 
-from sellarec.backbone.engine import log_odds, score_rows, without_prefix
+from sellarec.backbone.engine import TOKEN_BUDGET, log_odds, plan_batches, score_rows, without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow, wrap_language_model
 from sellarec.backbone.loading import attention_on, choose_placement, load_shape, of_layers
 from sellarec.backbone.lora import add_lora
@@ -82,77 +83,10 @@ class Options:
     """Also score with so many padded tokens at once, instead of the device's number."""
     tasks: tuple[str, ...] = TASKS
     """What is measured, of: scoring, ranking, stage3, stage1, stage2, bootstrap."""
+    profile: bool = False
+    """Also print in which operations a batch of scoring spends its time, as torch's profiler sees it."""
     curve: bool = False
     """Also score 1,000 to 100,000 rows with two layers of the backbone: time must grow with them, memory not."""
-
-
-@dataclass
-class Table:
-    """Measurements, printed as they come."""
-
-    repeats: int
-    operations_per_token: float
-    rate: float
-    lines: list[dict[str, Any]] = field(default_factory=list)
-
-    def measure(
-        self,
-        task: str,
-        way: str,
-        work: Callable[[], object],
-        amount: int,
-        tokens: int = 0,
-        passes: float = 1,
-        warm: bool = True,
-        **more: float,
-    ) -> None:
-        """Time some work on `amount` things with `tokens` tokens in all; training needs three passes, or about two."""
-        if warm:
-            work()
-        peak = _PeakMemory()
-        taken = [_seconds(work) for _ in range(self.repeats)]
-        middle = statistics.median(taken)
-        line: dict[str, Any] = {"task": task, "way": way, "per_second": amount / middle}
-        line["spread"] = (max(taken) - min(taken)) / middle
-        if tokens:
-            line["tokens_per_second"] = tokens / middle
-            line["of_peak"] = passes * self.operations_per_token * tokens / middle / self.rate
-        line["peak_gib"] = peak.gib()
-        first = next((m["per_second"] for m in self.lines if m["task"] == task), line["per_second"])
-        line["times_first"] = line["per_second"] / first
-        self.lines.append(line | more)
-        print(
-            f"{task:20} {way:26} {line['per_second']:10,.1f}/s ±{line['spread']:4.0%}"
-            + (f" {line['tokens_per_second']:9,.0f} tokens/s {line['of_peak']:5.0%} of peak" if tokens else " " * 33)
-            + f" {line['peak_gib']:5.1f} GiB  x{line['times_first']:.2f}"
-            + "".join(f"  {k} {v:.4f}" for k, v in more.items()),
-            flush=True,
-        )
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-class _PeakMemory:
-    """The most memory held since it was made: the GPU's if there is one, else this process's where Linux tells."""
-
-    def __init__(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        elif sys.platform == "linux":
-            Path("/proc/self/clear_refs").write_text("5")
-
-    def gib(self) -> float:
-        if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated() / 2**30
-        status = Path("/proc/self/status")
-        found = [line for line in status.read_text().splitlines() if "VmHWM" in line] if status.exists() else []
-        return int(found[0].split()[1]) / 2**20 if found else float("nan")
 
 
 @dataclass
@@ -321,6 +255,17 @@ class Bench:
 
         self.table.measure("bootstrap resamples", "vectorised, 2,000", ours, 2000)
 
+    def profile(self) -> None:
+        on_gpu = torch.cuda.is_available()
+        batch = [self.texts[i] for i in plan_batches(self.texts, TOKEN_BUDGET[self.lm.placement.device.type])[0]]
+        score_rows(self.lm, batch, label="")
+        kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+        with torch_profile(activities=kinds) as seen:
+            score_rows(self.lm, batch, label="")
+        print(f"\none batch of {len(batch)} rows")
+        order = f"self_{'cuda' if on_gpu else 'cpu'}_time_total"
+        print(seen.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=50))
+
     def curve(self) -> None:
         lm = _shallow(self.options.backbone, self.options.dtype)
         data = self.work.dataset
@@ -367,8 +312,8 @@ def main() -> None:
     print(f"{len(bench.texts)} rows of {work.dataset.name}, {np.mean([len(r) for r in bench.texts]):.0f} tokens each\n")
     for task in (t for t in TASKS if t in options.tasks):
         getattr(bench, task)()
-    if options.curve:
-        bench.curve()
+    for more in (name for name in ("profile", "curve") if getattr(options, name)):
+        getattr(bench, more)()
     print(
         json.dumps(
             {
