@@ -197,7 +197,7 @@ def _report(argv: list[str]) -> None:
 
     if options.origin:
         sources.fetch(options.config.dataset, options.origin)
-    make_report(options.profile, options.config, options.runs, options.reports)
+    make_report(options.profile, options.config, options.runs, options.reports, compute=options.compute)
 
 
 def _publish(argv: list[str]) -> None:

@@ -79,6 +79,8 @@ class ReportOptions(Configured):
     """Fetch the dataset from this folder or archive first."""
     reports: Path = Path("reports")
     """Where the report's folder is made."""
+    compute: bool = True
+    """Compute what the run store does not have; --no-compute leaves out the notebooks that would need it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,10 @@ from sellarec.data import sources
 from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
 from sellarec.figures.style import COLOURS
+from sellarec.published import adopt, publish
 from sellarec.report import images, make, notebooks, pages
 from sellarec.settings import DataConfig
+from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL
 from tests.conftest import SMALL
 
@@ -112,8 +114,6 @@ def test_every_exported_figure_has_data_and_its_scope(made):
 
 
 def test_a_second_report_reuses_every_run(made, planted_table, llama, monkeypatch):
-    from sellarec.systems.base import Workspace
-
     runs = made.parents[1] / "runs"
     before = {p: p.stat().st_mtime_ns for p in runs.rglob("manifest.json")}
     work = Workspace(make_config("smoke", str(planted_table), backbone=str(llama), **SMALL), runs)
@@ -205,6 +205,26 @@ def test_what_ifs_are_left_out_where_scores_are_no_log_odds(planted_table, llama
     config = make_config("smoke", str(planted_table), backbone=str(llama), **settings)
     make.make_report("smoke", config, tmp_path / "runs", tmp_path / "reports")
     assert executed == [n.stem for n in NOTEBOOKS if n.stem != "15_attention"]
+
+
+def test_a_report_that_computes_nothing_shows_what_was_published(made, planted_table, llama, tmp_path):
+    """Adopted runs have scores without weights: tables stand, what opens a model is left out with its reason."""
+    settings = {"backbone": str(llama), **SMALL}
+    config = make_config("smoke", str(planted_table), **settings)
+    publish(Workspace(config, made.parents[1] / "runs", computes=False), tmp_path / "published")
+    runs, reports = tmp_path / "runs", tmp_path / "reports"
+    adopt(Workspace(config, runs), tmp_path / "published")
+    before = {p for p in runs.rglob("manifest.json")}
+    folder = make.make_report("smoke", config, runs, reports, compute=False).parent
+    assert {p for p in runs.rglob("manifest.json")} == before
+    shown = {p.stem for p in folder.glob("[0-9]*.html")}
+    assert {"00_data", "01_stage1_adapt", "03_stage3_project", "10_overall", "11_warm_cold"} <= shown
+    assert {"02_stage2_align", "13_alignment_tsne", "15_attention"}.isdisjoint(shown)
+    assert {p.stem for p in (folder / "notebooks").glob("*.ipynb")} == shown
+    text = (folder / "index.html").read_text()
+    assert text.count("<td>Table 3</td>") >= 2 and "Fig. 6" not in text.split("</table>")[0]
+    assert re.search(r"<li>15_attention: SeLLa-Rec was published without its weights\. .+ sella --weights", text)
+    assert set(json.loads((folder / make.EXECUTED).read_text())) == {f"{name}.ipynb" for name in shown}
 
 
 def test_an_unknown_notebook_parameter_is_an_error(tmp_path):

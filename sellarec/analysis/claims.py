@@ -9,6 +9,7 @@ import numpy as np
 
 from sellarec import tables
 from sellarec.analysis import alignment, slices, step0
+from sellarec.errors import SellarecError
 from sellarec.evaluation import FEWEST_USERS, Interval, UserBootstrap, mean_interval
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES, find_system
@@ -41,7 +42,13 @@ def claims(work: Workspace) -> list[Claim]:
         *_improves_warm_and_cold(work),
     ]
     found += [_part_is_worth_something(work, v.name) for v in ABLATIONS if work.is_done(v.name)]
-    return [*found, _clouds_meet(work), _clouds_meet_unseen(work), *_carries_over(work)]
+    for about_vectors in (_clouds_meet, _clouds_meet_unseen, _carries_over):
+        try:
+            found += about_vectors(work)
+        except SellarecError:  # there are scores, but no weights
+            if work.computes:
+                raise
+    return found
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ def _part_is_worth_something(work: Workspace, variant: str) -> Claim:
     return Claim(f"Worse with {changed}", "Table 5", gain.verdict, f"SeLLa-Rec minus it: {gain}")
 
 
-def _clouds_meet(work: Workspace) -> Claim:
+def _clouds_meet(work: Workspace) -> Iterator[Claim]:
     hits = []
     for place in (work, work.variant(alignment.WITHOUT)):
         clouds = alignment.after_stage_2(place)
@@ -132,20 +139,21 @@ def _clouds_meet(work: Workspace) -> Claim:
     gain = mean_interval(clouds.items, hits[0] - hits[1])  # resamples items
     text = "Contrastive learning brings an item's two vectors together"
     said = f"recall@{alignment.NEIGHBOURS} with CL minus without, items resampled: {_number(gain)}"
-    return Claim(text, "Fig. 6, 7", verdict(gain), f"{said}; with CL {hits[0].mean():.3f}")
+    yield Claim(text, "Fig. 6, 7", verdict(gain), f"{said}; with CL {hits[0].mean():.3f}")
 
 
-def _clouds_meet_unseen(work: Workspace) -> Claim:
+def _clouds_meet_unseen(work: Workspace) -> Iterator[Claim]:
     clouds = alignment.left_out(work)
     text = "It does so for items that it did not see: text and behaviour agree"
     said = f"{len(clouds.items):,} items left out"
     if len(clouds.items) < FEWEST_ITEMS:
-        return Claim(text, "Fig. 6, 7", UNDECIDED, f"{said} (too few)")
+        yield Claim(text, "Fig. 6, 7", UNDECIDED, f"{said} (too few)")
+        return
     hits = alignment.hits_at(alignment.cosines_between(clouds.projected, clouds.distilled))
     chance = min(1.0, alignment.NEIGHBOURS / len(hits))
     gain = mean_interval(clouds.items, hits - chance)  # resamples items
     said += f", recall@{alignment.NEIGHBOURS} among them minus chance, items resampled: {_number(gain)}"
-    return Claim(text, "Fig. 6, 7", verdict(gain), f"{said}; chance {chance:.3f}")
+    yield Claim(text, "Fig. 6, 7", verdict(gain), f"{said}; chance {chance:.3f}")
 
 
 def _carries_over(work: Workspace) -> Iterator[Claim]:

@@ -12,7 +12,7 @@ from typing import Any
 from sellarec.config import as_parameters
 from sellarec.data import sources
 from sellarec.report.images import write_images
-from sellarec.report.notebooks import execute_notebook, notebooks_folder
+from sellarec.report.notebooks import NotebookError, execute_notebook, notebooks_folder
 from sellarec.report.pages import write_pages
 from sellarec.settings import Config
 from sellarec.systems.base import Workspace
@@ -20,14 +20,15 @@ from sellarec.systems.base import Workspace
 EXECUTED = ".executed.json"
 
 
-def make_report(profile: str, config: Config, runs: Path, reports: Path) -> Path:
+def make_report(profile: str, config: Config, runs: Path, reports: Path, *, compute: bool = True) -> Path:
     """Execute every notebook and write the entry page; returns its path.
 
     Args:
         profile: The one whose changes the configuration is told by.
+        compute: False leaves out each notebook that asks for something that the run store does not have.
     """
     started = time.monotonic()
-    work, parameters = Workspace(config, runs.resolve()), as_parameters(profile, config)
+    work, parameters = Workspace(config, runs.resolve(), computes=compute), as_parameters(profile, config)
     folder = reports.resolve() / _folder_name(work, profile, parameters["changes"])
     folder.mkdir(parents=True, exist_ok=True)
     parameters |= {"runs": str(work.root), "output": str(folder)}
@@ -35,7 +36,19 @@ def make_report(profile: str, config: Config, runs: Path, reports: Path) -> Path
     if work.config.evaluation.raw_yes:
         print("== without 15_attention.ipynb: what-ifs are told in log-odds, not in raw logits of Yes", flush=True)
         notebooks = [n for n in notebooks if n.stem != "15_attention"]
-    kept = _executed_before(folder)
+    left_out = _execute(work, notebooks, folder, parameters)
+    shown = [n for n in notebooks if n.stem not in left_out]
+    record = {n.name: _fingerprint(n, parameters, work) for n in shown}  # now that all runs are there
+    (folder / EXECUTED).write_text(json.dumps(record, indent=2))
+    write_pages(work, folder, [folder / "notebooks" / n.name for n in shown], profile, left_out)
+    print(write_images(folder), flush=True)
+    print(f"Report in {(time.monotonic() - started) / 60:.1f} minutes: {folder / 'index.html'}", flush=True)
+    return folder / "index.html"
+
+
+def _execute(work: Workspace, notebooks: list[Path], folder: Path, parameters: dict[str, Any]) -> dict[str, str]:
+    """Execute those that could show something new; those that were left out, by name, with the reason."""
+    kept, left_out = _executed_before(folder), {}
     for notebook in notebooks:
         target = folder / "notebooks" / notebook.name
         if target.is_file() and kept.get(notebook.name) == _fingerprint(notebook, parameters, work):
@@ -45,14 +58,18 @@ def make_report(profile: str, config: Config, runs: Path, reports: Path) -> Path
         print(f"== {notebook.name}", flush=True)
         kept.pop(notebook.name, None)  # what is written from here on is not what was recorded
         (folder / EXECUTED).write_text(json.dumps(kept, indent=2))
-        execute_notebook(notebook, target, parameters)
+        try:
+            execute_notebook(notebook, target, parameters | {"compute": work.computes})
+        except NotebookError as error:
+            if work.computes or error.meant_to_be_read is None:
+                raise
+            left_out[notebook.stem] = error.meant_to_be_read
+            target.unlink()
+            (folder / f"{notebook.stem}.html").unlink(missing_ok=True)
+            print(f"== {notebook.name} left out: {error.meant_to_be_read}", flush=True)
+            continue
         print(f"== {notebook.name} done in {time.monotonic() - begun:.0f} s", flush=True)
-    record = {n.name: _fingerprint(n, parameters, work) for n in notebooks}  # now that all runs are there
-    (folder / EXECUTED).write_text(json.dumps(record, indent=2))
-    write_pages(work, folder, [folder / "notebooks" / n.name for n in notebooks], profile)
-    print(write_images(folder), flush=True)
-    print(f"Report in {(time.monotonic() - started) / 60:.1f} minutes: {folder / 'index.html'}", flush=True)
-    return folder / "index.html"
+    return left_out
 
 
 def _fingerprint(notebook: Path, parameters: dict[str, Any], work: Workspace) -> str:

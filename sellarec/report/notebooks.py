@@ -18,6 +18,18 @@ from sellarec.errors import SellarecError, nearest
 PLOTLY_JSON = "application/vnd.plotly.v1+json"
 
 
+class NotebookError(SellarecError):
+    """A cell failed.
+
+    Attributes:
+        meant_to_be_read: What the cell said, if it is one of our errors.
+    """
+
+    def __init__(self, message: str, meant_to_be_read: str | None) -> None:
+        super().__init__(message)
+        self.meant_to_be_read = meant_to_be_read
+
+
 def notebooks_folder() -> Path:
     """The repository's notebooks; they travel with a checkout, not with an installed wheel."""
     folder = Path(__file__).resolve().parents[2] / "notebooks"
@@ -30,7 +42,8 @@ def execute_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -
     """Run one notebook with parameters; unknown ones are refused before anything runs.
 
     Raises:
-        SellarecError: an unknown parameter, or a cell failed; the executed notebook shows where.
+        SellarecError: an unknown parameter.
+        NotebookError: a cell failed; the executed notebook shows where.
     """
     known = papermill.inspect_notebook(str(notebook))
     unknown = [name for name in parameters if name not in known]
@@ -46,13 +59,14 @@ def execute_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -
             cwd=str(notebook.parent),
             progress_bar=False,
             log_output=True,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # it warns that it listens on localhost
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # it warns of localhost, and of its own shutdown
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
         )
     except papermill.PapermillExecutionError as error:
-        raise SellarecError(
-            f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}. See {output}"
+        raise NotebookError(
+            f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}. See {output}",
+            error.evalue if error.ename == SellarecError.__name__ else None,
         ) from error
 
 

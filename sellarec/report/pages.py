@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 
 import plotly.io as pio
 from jinja2 import Environment, PackageLoader
@@ -43,12 +45,22 @@ class Page:
     title: str
 
 
-def write_pages(work: Workspace, folder: Path, executed: list[Path], profile: str) -> None:
-    """The entry page, and a page for each executed notebook."""
+def write_pages(
+    work: Workspace,
+    folder: Path,
+    executed: list[Path],
+    profile: str,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """The entry page, and a page for each executed notebook.
+
+    Args:
+        left_out: Why other notebooks were not executed, by their names.
+    """
     (folder / "plotly.min.js").write_text(get_plotlyjs())
     pages = [Page("index.html", "Report"), *(Page(f"{p.stem}.html", notebook_title(p)) for p in executed)]
     template = Environment(loader=PackageLoader("sellarec.report", "."), autoescape=True).get_template("page.html.j2")
-    bodies = {"index.html": _entry(work, folder, pages, profile)}
+    bodies = {"index.html": _entry(work, folder, pages, profile, left_out)}
     bodies |= {f"{p.stem}.html": notebook_html(p) for p in executed}
     css = Markup(HtmlFormatter().get_style_defs(".highlight"))
     for page in pages:
@@ -62,7 +74,7 @@ def write_pages(work: Workspace, folder: Path, executed: list[Path], profile: st
         (folder / page.file).write_text(html)
 
 
-def _entry(work: Workspace, folder: Path, pages: list[Page], profile: str) -> str:
+def _entry(work: Workspace, folder: Path, pages: list[Page], profile: str, left_out: Mapping[str, str]) -> str:
     """What a reader should see first: what was done, how it came out, how sure we are, and where it comes from."""
     note = tables.scope(work)
     overall = tables.overall_table(work, [n for n in TABLES["table3"] if n in tables.OVERALL or work.is_done(n)])
@@ -85,6 +97,7 @@ items) and are not adjusted for their number; another seed would move the values
 <div class="scroll">{tables.pretty(overall).to_html(border=0)}</div>
 {"".join(_chapter(folder, *chapter) for chapter in STORY if chapter[1] in made)}
 <h2>Notebooks, executed</h2><ul>{links}</ul>
+{_left_out_html(left_out)}
 <h2>Tables for papers</h2><ul>{files}</ul>
 <h2>Where every number comes from</h2>
 <div class="scroll">{tables.provenance_table(work, list(shown)).to_html(border=0)}</div>
@@ -101,6 +114,14 @@ def _ours(work: Workspace) -> str:
         " <b>The method is not quite the paper's</b>: by our default its prompts and tokens also hold what the "
         "training part counts about user and item, genres and year. <code>--profile quick-paper</code> leaves that out."
     )
+
+
+def _left_out_html(left_out: Mapping[str, str]) -> str:
+    if not left_out:
+        return ""
+    reasons = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in left_out.items())
+    heading = "<h2>Notebooks, left out</h2><p>This report computes nothing (<code>--no-compute</code>).</p>"
+    return f"{heading}<ul>{reasons}</ul>"
 
 
 def _chapter(folder: Path, heading: str, notebook: str, figure: str, sentence: str) -> str:

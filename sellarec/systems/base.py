@@ -167,7 +167,8 @@ class Workspace:
         """What to do about a run that is not in the store."""
         if dtype := self.other_format(system):
             return f'It is there in {dtype}: add --dtype {dtype}, in a notebook changes = {{"dtype": "{dtype}"}}.'
-        return f"To compute it: {self.command('run', system.name)}"
+        how = ("run", system.name) if _is_registered(system) else ("report",)  # an analysis is a notebook's
+        return f"To compute it: {self.command(*how)}"
 
     def other_format(self, system: System) -> str | None:
         """The number format in which a missing run is in the store: adopted ones may be in another than this machine
@@ -313,6 +314,12 @@ def _find(name: str) -> System:
     from sellarec.systems.registry import find_system  # late: the registry imports every system, and these this module
 
     return find_system(name)
+
+
+def _is_registered(system: System) -> bool:
+    from sellarec.systems.registry import SYSTEMS  # late, as above
+
+    return SYSTEMS.get(system.name) is system
 
 
 def _as_dict(settings: dict[str, Any]) -> dict[str, Any]:
