@@ -111,10 +111,10 @@ def _ours(work: Workspace) -> str:
     if without_additions(work.config):
         return ""
     return (
-        " <b>The method is not quite the paper's</b>: by our default its prompts and tokens also hold what the "
-        "training part counts about user and item, genres and year. <code>--profile quick-paper</code> leaves that out. "
-        "Where stage 3's rows are held out of SeLLa-Rec's factorisation, they are not held out of CoLLM-MF's and "
-        "BinLLM's, which costs these beside the counts (docs/results.md)."
+        " <b>The method is not quite the paper's</b>: by our default its prompts and tokens also hold what "
+        "the training part counts about user and item, genres and year; <code>--profile quick-paper</code> leaves "
+        "that out. Where stage 3's rows are held out of SeLLa-Rec's factorisation, they are not held out of CoLLM-MF's "
+        "and BinLLM's, which costs these beside the counts (docs/results.md)."
     )
 
 
