@@ -17,6 +17,7 @@ from sellarec.backbone.lora import add_lora
 from sellarec.config import change_config, make_config
 from sellarec.errors import SellarecError
 from sellarec.machine import Machine, describe_machine, matmul_rate
+from sellarec.plan.text import TOO_SMALL
 from sellarec.prompts import Prompt
 from sellarec.settings import LoraSettings
 from sellarec.systems.base import Workspace
@@ -200,7 +201,8 @@ def test_the_command_prints_a_plan_for_this_machine_or_another(planted_table, ll
     said = capsys.readouterr().out
     assert "stage 3, soft tokens" in said and re.search("(float32|bfloat16) on cpu", said)
     cli.main([*words, "--device", "cuda", "--memory", "80", "--tflops", "400"])
-    assert "bfloat16 on cuda" in capsys.readouterr().out
+    of_gpu = capsys.readouterr().out
+    assert "bfloat16 on cuda" in of_gpu and TOO_SMALL in of_gpu and TOO_SMALL not in said
     cli.main([*words, "--device", "cuda", "--memory", "24", "--tflops", "100", "--processes", "4", "--split"])
     assert "each of 4 processes: 24.0 GiB free" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="name their number with --processes"):

@@ -10,6 +10,11 @@ from sellarec.machine import GIB
 from sellarec.plan.make import SHARE, Plan
 from sellarec.plan.shape import RUNTIME
 
+SMALL = 1e9
+"""Parameters below which a GPU was seen to be far from busy."""
+
+TOO_SMALL = "So small a model does not keep a GPU busy: expect several times as long, ten times in stage 1."
+
 
 def described(plan: Plan, backbone: str) -> str:
     """The plan as a table."""
@@ -36,6 +41,7 @@ def described(plan: Plan, backbone: str) -> str:
         f"GiB: the peak of each process. Weights of the backbone; what is trained, its gradients and the optimizer's "
         f"moments; what a\nbatch keeps and works with; and {RUNTIME / GIB:.1f} of the interpreter and its libraries.",
         *([plan.disk] if plan.disk else []),
+        *([TOO_SMALL] if of.device == "cuda" and plan.parameters < SMALL else []),
     ]
     return "\n".join(lines)
 
