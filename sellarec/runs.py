@@ -163,7 +163,7 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None], *, weigh
             _move(work, folder)
         if not agreed(is_there(root, key, weights=weights)):
             run = Run(work)
-            run.write_json("config", _description(key, _code_so_far(work)))
+            run.write_json("config", _description(key, _begun_under(work)))
             if is_main():
                 (work / FAILURE).unlink(missing_ok=True)
             try:
@@ -235,24 +235,32 @@ def open_run(folder: Path, advice: str | None = None) -> Run:
     return Run(folder)
 
 
-def _code_so_far(work: Path) -> list[str]:
-    """The code versions under which an interrupted computation began."""
+def _begun_under(work: Path) -> dict[str, Any]:
+    """What an interrupted computation has said of itself; nothing if there was none."""
     try:
-        return json.loads((work / "config.json").read_text())["code"].split(", ")
-    except (OSError, ValueError, KeyError):
-        return []
+        return json.loads((work / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
-def _description(key: RunKey, before: list[str]) -> dict[str, Any]:
-    """What a reader needs to know of where a run comes from; `before` are the code versions that began it."""
-    names = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy", "pandas")
+def _description(key: RunKey, before: dict[str, Any]) -> dict[str, Any]:
+    """What a reader needs to know of where a run comes from. One that goes on elsewhere, or under other code, names
+    both; `before` is what it said until then."""
+    packages = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy", "pandas")
+    versions = {"python": platform.python_version(), **{n: version(n) for n in packages}}
+    machine = ", ".join([f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores", *_gpu()])
+    earlier = before.get("versions", {})
     return {
         **{k: getattr(key, k) for k in key.__dataclass_fields__},
         "key": key.digest,
-        "code": ", ".join(dict.fromkeys([*before, code_version()])),
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in names}},
-        "machine": ", ".join([f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores", *_gpu()]),
+        "code": _both(before.get("code"), code_version(), ", "),
+        "versions": {name: _both(earlier.get(name), now) for name, now in versions.items()},
+        "machine": _both(before.get("machine"), machine),
     }
+
+
+def _both(before: str | None, now: str, then: str = ", then ") -> str:
+    return then.join(dict.fromkeys([*(before or now).split(then), now]))
 
 
 def _gpu() -> list[str]:

@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sellarec import runs
 from sellarec.backbone.loading import identity
 from sellarec.errors import SellarecError
 from sellarec.runs import Run, RunKey, ensure_run, open_run
@@ -53,6 +55,25 @@ def test_names_cannot_leave_the_store_or_collide(tmp_path):
     assert folder.is_relative_to(tmp_path) and len(folder.relative_to(tmp_path).parts) == 4
     assert ".." not in folder.parts
     assert key(backbone="a/b").folder(tmp_path) != key(backbone="a_b").folder(tmp_path)
+
+
+def test_a_run_that_goes_on_elsewhere_names_both_machines_and_versions(tmp_path, monkeypatch):
+    def stops(run):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(runs, "_gpu", lambda: ["a GPU"])
+        elsewhere.setattr(runs, "version", lambda package: "1.0")
+        elsewhere.setattr(runs, "code_version", lambda: "abc")
+        with pytest.raises(KeyboardInterrupt):
+            ensure_run(tmp_path, key(), stops)
+    monkeypatch.setattr(runs, "_gpu", lambda: [])
+    monkeypatch.setattr(runs, "version", lambda package: "2.0" if package == "torch" else "1.0")
+    monkeypatch.setattr(runs, "code_version", lambda: "def")
+    said = ensure_run(tmp_path, key(), compute).config
+    here = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    assert said["machine"] == f"{here}, a GPU, then {here}" and said["code"] == "abc, def"
+    assert said["versions"]["torch"] == "1.0, then 2.0" and said["versions"]["numpy"] == "1.0"
 
 
 def test_an_interrupted_run_is_not_taken_for_a_whole_one_and_keeps_its_work(tmp_path):
