@@ -17,7 +17,7 @@ report: $(STAMP)
 
 # FROM names a copy of MovieLens-1M. The runs are in bfloat16, whatever this machine would choose.
 results: $(STAMP)
-	$(BIN)/sellarec fetch ml-1m $(if $(FROM),--from $(FROM))
+	$(BIN)/sellarec fetch ml-1m $(if $(FROM),--from "$(FROM)")
 	$(BIN)/sellarec adopt --dataset ml-1m
 	$(BIN)/sellarec report --dataset ml-1m --dtype bfloat16 --no-compute $(ARGS)
 

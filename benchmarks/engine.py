@@ -30,8 +30,7 @@ import numpy as np
 import torch
 import tyro
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.profiler import ProfilerActivity
-from torch.profiler import profile as torch_profile
+from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
@@ -56,7 +55,7 @@ from sellarec.systems.row_prompts import cut_prompts, prompts_of
 from sellarec.systems.rows import row_inputs
 from sellarec.systems.sella import SoftTokens
 
-TASKS = ("scoring", "ranking", "stage3", "stage1", "stage2", "bootstrap")
+TASKS = ("scoring", "operations", "ranking", "stage3", "stage1", "stage2", "bootstrap")
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,12 @@ class Options:
     plain: bool = True
     """Measure the plain way too; without it a backbone may be twice as large."""
     accumulate: int = 1
-    """Parts in which the engine takes the batch of a training step; the plain way takes `plain.PART` rows at a time."""
+    """Parts in which the engine takes the batch of a training step; the plain way takes it whole."""
     budgets: tuple[int, ...] = ()
     """Also score with so many padded tokens at once, instead of the device's number."""
-    tasks: tuple[str, ...] = TASKS
-    """What is measured, of: scoring, ranking, stage3, stage1, stage2, bootstrap."""
-    profile: bool = False
-    """Also print in which operations a batch of scoring spends its time, as torch's profiler sees it."""
+    tasks: tuple[str, ...] = tuple(t for t in TASKS if t != "operations")
+    """What is measured, of: scoring, operations, ranking, stage3, stage1, stage2, bootstrap. "operations" prints in
+    which of torch's operations a batch of scoring spends its time."""
     curve: bool = False
     """Also score 1,000 to 100,000 rows with two layers of the backbone: time must grow with them, memory not."""
 
@@ -255,12 +253,12 @@ class Bench:
 
         self.table.measure("bootstrap resamples", "vectorised, 2,000", ours, 2000)
 
-    def profile(self) -> None:
+    def operations(self) -> None:
         on_gpu = torch.cuda.is_available()
         batch = [self.texts[i] for i in plan_batches(self.texts, TOKEN_BUDGET[self.lm.placement.device.type])[0]]
         score_rows(self.lm, batch, label="")
         kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-        with torch_profile(activities=kinds) as seen:
+        with profile(activities=kinds) as seen:
             score_rows(self.lm, batch, label="")
         print(f"\none batch of {len(batch)} rows")
         order = f"self_{'cuda' if on_gpu else 'cpu'}_time_total"
@@ -312,8 +310,8 @@ def main() -> None:
     print(f"{len(bench.texts)} rows of {work.dataset.name}, {np.mean([len(r) for r in bench.texts]):.0f} tokens each\n")
     for task in (t for t in TASKS if t in options.tasks):
         getattr(bench, task)()
-    for more in (name for name in ("profile", "curve") if getattr(options, name)):
-        getattr(bench, more)()
+    if options.curve:
+        bench.curve()
     print(
         json.dumps(
             {

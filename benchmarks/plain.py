@@ -21,10 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 
 BATCH = {"cpu": 16, "cuda": 128}
-"""Rows at once in scoring, and of a training step; the engine's steps have as many."""
-
-PART = {"cpu": 16, "cuda": 32}
-"""Rows of a training step at once: 128 whole prompts with all their logits would not fit into a GPU of 80 GB."""
+"""Rows at once, in scoring and in training; the engine trains with as many."""
 
 
 def padded(rows: Sequence[TokenRow], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -106,11 +103,8 @@ def _steps(
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-4)
 
     def steps() -> None:
-        device = lm.placement.device.type
-        for batch in chunks(np.arange(len(rows)), BATCH[device]):
-            for at in chunks(batch, PART[device]):
-                found = log_odds(lm, rows, at, vectors)
-                (binary_cross_entropy_with_logits(found, label[at], reduction="sum") / len(batch)).backward()
+        for batch in chunks(np.arange(len(rows)), BATCH[lm.placement.device.type]):
+            binary_cross_entropy_with_logits(log_odds(lm, rows, batch, vectors), label[batch]).backward()
             optimizer.step()
             optimizer.zero_grad()
 

@@ -10,6 +10,10 @@ class SellarecError(Exception):
     """Something the user can put right; the message says what was wrong, where, and what to do."""
 
 
+class NotComputed(SellarecError):
+    """A run or its weights are not in the store, and nothing may be computed."""
+
+
 MOST_NAMES = 40
 """How many valid names an error lists at most."""
 

@@ -259,8 +259,10 @@ def _description(key: RunKey, before: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _both(before: str | None, now: str, then: str = ", then ") -> str:
-    return then.join(dict.fromkeys([*(before or now).split(then), now]))
+def _both(before: str | None, now: str, separator: str = ", then ") -> str:
+    """What was said before and what is true now, in their order; once if they are the same."""
+    said = before.split(separator) if before else []
+    return separator.join(said if said[-1:] == [now] else [*said, now])
 
 
 def _gpu() -> list[str]:

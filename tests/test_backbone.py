@@ -23,6 +23,7 @@ from sellarec.backbone.language_model import (
     answer_token_ids,
     open_language_model,
     reserved_token_ids,
+    wrap_language_model,
 )
 from sellarec.backbone.loading import choose_placement
 from sellarec.backbone.lora import add_lora
@@ -292,6 +293,26 @@ def test_a_vocabulary_without_spare_ids_scores_the_same(lm, rows, soft):
 def test_the_norm_of_a_token_is_that_of_what_the_first_layer_reads(lm):
     looked_up = lm.embedding(torch.arange(50, 60, device=lm.placement.device)).norm(dim=1)
     assert looked_up.min() < lm.token_norm() < looked_up.max()
+
+
+def test_rows_as_long_as_the_window_do_not_push_each_other_out_of_it(lm, soft):
+    """Of rows that were cut to the same length, the longest prefix and the longest suffix together are longer."""
+    random = np.random.default_rng(0)
+    ids = [tuple(int(i) for i in random.integers(40, 90, lm.max_tokens)) for _ in range(4)]
+    rows = [TokenRow(row[:-cut], row[-cut:]) for row, cut in zip(ids, (20, 60, 30, 45), strict=True)]
+    alone = [score_rows(lm, [row])[0] for row in rows]
+    np.testing.assert_allclose(score_rows(lm, rows, token_budget=10_000), alone, atol=5e-6)
+
+
+@pytest.mark.parametrize("model", [{"_is_stateful": True}, {"layer_types": ["conv", "full_attention"]}])
+def test_layers_that_would_read_the_padding_are_refused(lm, model):
+    changed = copy.deepcopy(lm.model)
+    if "layer_types" in model:
+        changed.config.layer_types = model["layer_types"]
+    else:
+        changed._is_stateful = True
+    with pytest.raises(SellarecError, match="would read the padding"):
+        wrap_language_model(changed, lm.tokenizer, lm.placement)
 
 
 def test_prompts_stay_within_known_positions_and_the_window_of_sliding_attention(lm):

@@ -1,6 +1,7 @@
 """The benchmark itself, at a size that proves nothing but that it measures what it says."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from sellarec.errors import SellarecError
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
+import engine  # noqa: E402
 import exactness  # noqa: E402
 import histories  # noqa: E402
 import label_leak  # noqa: E402
@@ -22,11 +24,12 @@ import label_leak  # noqa: E402
 @pytest.fixture(scope="module")
 def measured(planted_table, llama, tmp_path_factory):
     options = ["--dataset", str(planted_table), "--backbone", str(llama), "--rows", "24", "--candidates", "8"]
-    options += ["--dtype", "float32"]
+    options += ["--dtype", "float32", "--accumulate", "2", "--budgets", "64", "--tasks", *engine.TASKS]
     command = [sys.executable, "-m", "sellarec.cli", "bench", *options, "--repeats", "1"]
     where = tmp_path_factory.mktemp("bench")
     done = subprocess.run(command, capture_output=True, text=True, cwd=where, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
+    assert "one batch of" in done.stdout and "aten::" in done.stdout
     return json.loads(done.stdout.splitlines()[-1])["measured"]
 
 
@@ -41,8 +44,15 @@ def test_every_task_is_measured_beside_its_plain_way(measured):
 
 def test_the_engine_scores_as_the_plain_way_does(measured):
     scored = {line["way"]: line for line in measured if line["task"] == "score test rows"}
+    assert "engine, 64 at once" in scored
     for way in ("engine", "engine, prefixes cached"):
         assert scored[way]["max_gap"] < 1e-5
+
+
+def test_an_unknown_task_is_refused_with_the_nearest_one(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bench", "--tasks", "scorin"])
+    with pytest.raises(SystemExit, match=r"task 'scorin' is not known. Did you mean 'scoring'"):
+        engine.main()
 
 
 def test_the_script_for_a_gpu_is_sound_shell_and_knows_its_sizes():
@@ -50,6 +60,25 @@ def test_the_script_for_a_gpu_is_sound_shell_and_knows_its_sizes():
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     refused = subprocess.run([script, "huge"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2 and "usage" in refused.stderr and not (REPOSITORY / "bench-huge").exists()
+    refused = subprocess.run([script, "smoke", "benhc"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "no step 'benhc'" in refused.stderr
+
+
+def test_the_script_for_a_gpu_does_the_wanted_steps_once(tmp_path):
+    script, says = REPOSITORY / "benchmarks" / "h200.sh", tmp_path / "says"
+    says.write_text('#!/bin/sh\necho "ran $*"\n')
+    says.chmod(0o755)
+
+    def ran(**more):
+        given = {**os.environ, "OUT": str(tmp_path / "out"), "PYTHON": str(says), **more}
+        done = subprocess.run(
+            [script, "smoke", "doctor", "sella"], env=given, capture_output=True, text=True, check=True
+        )
+        return [line.split()[3:5] for line in done.stdout.splitlines() if line.startswith("ran")]
+
+    assert ran() == [["doctor"], ["run", "sella"]]
+    assert ran() == []
+    assert ran(PARTS="2") == [["run", "sella"]]  # other words, another step
 
 
 def test_histories_are_taken_away_and_the_own_ones_give_the_runs_metrics(small_workspace):

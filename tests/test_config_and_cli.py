@@ -79,11 +79,20 @@ def test_systems_are_listed_with_the_names_that_tables_and_commands_give_them(ca
     assert len(lines) == 1 + len(SYSTEMS)
 
 
-def test_doctor_says_what_is_chosen_and_what_is_missing(capsys):
+def test_doctor_says_what_is_chosen_and_what_is_missing(capsys, monkeypatch):
+    there = cli.importlib.metadata.version
+
+    def version(package):
+        if package == "streamlit":
+            raise cli.importlib.metadata.PackageNotFoundError
+        return there(package)
+
+    monkeypatch.setattr(cli.importlib.metadata, "version", version)
     cli.main(["doctor"])
     text = capsys.readouterr().out
     assert "number format" in text and "torch" in text
     assert "missing; get it with: sellarec fetch ml-100k" in text
+    assert re.search(r"^streamlit +missing$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

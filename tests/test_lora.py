@@ -61,6 +61,16 @@ def test_an_adapter_that_changes_nothing_is_refused(any_backbone, tmp_path):
         merge_lora(open_language_model(str(any_backbone), "float32"), tmp_path)
 
 
+def test_dropout_is_drawn_in_float32(any_backbone):
+    lm = add_lora(open_language_model(str(any_backbone), "bfloat16"), LoraSettings(dropout=0.5), seed=0)
+    seen = set()
+    for name, module in lm.model.named_modules():
+        if name.endswith("lora_dropout.default"):
+            module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    log_odds(lm, [TokenRow((), (5, 6, 7))])
+    assert seen == {torch.float32}
+
+
 def test_adapters_keep_float32_and_are_multiplied_in_the_working_dtype(any_backbone):
     prompts = [Prompt("The user liked ruby song.", f' Will the user like "{t}"? Answer:') for t in ("storm", "lake")]
 

@@ -17,7 +17,7 @@ from sellarec.backbone.lora import add_lora
 from sellarec.config import change_config, make_config
 from sellarec.errors import SellarecError
 from sellarec.machine import Machine, describe_machine, matmul_rate
-from sellarec.plan.text import TOO_SMALL
+from sellarec.plan.text import TOO_SMALL, described
 from sellarec.prompts import Prompt
 from sellarec.settings import LoraSettings
 from sellarec.systems.base import Workspace
@@ -203,6 +203,9 @@ def test_the_command_prints_a_plan_for_this_machine_or_another(planted_table, ll
     cli.main([*words, "--device", "cuda", "--memory", "80", "--tflops", "400"])
     of_gpu = capsys.readouterr().out
     assert "bfloat16 on cuda" in of_gpu and TOO_SMALL in of_gpu and TOO_SMALL not in said
+    work = Workspace(make_config("smoke", str(planted_table), backbone=str(llama)))
+    small = plan.make_plan(work, Machine("cuda", torch.bfloat16, 2**36, 4e14))
+    assert TOO_SMALL not in described(dataclasses.replace(small, parameters=7_000_000_000), "as large as 7B")
     cli.main([*words, "--device", "cuda", "--memory", "24", "--tflops", "100", "--processes", "4", "--split"])
     assert "each of 4 processes: 24.0 GiB free" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="name their number with --processes"):

@@ -74,6 +74,7 @@ def test_a_run_that_goes_on_elsewhere_names_both_machines_and_versions(tmp_path,
     here = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     assert said["machine"] == f"{here}, a GPU, then {here}" and said["code"] == "abc, def"
     assert said["versions"]["torch"] == "1.0, then 2.0" and said["versions"]["numpy"] == "1.0"
+    assert runs._both("here, then there", "here") == "here, then there, then here"
 
 
 def test_an_interrupted_run_is_not_taken_for_a_whole_one_and_keeps_its_work(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,13 +10,13 @@ import numpy as np
 
 from sellarec import tables
 from sellarec.analysis import alignment, slices, step0
-from sellarec.errors import SellarecError
+from sellarec.errors import NotComputed
 from sellarec.evaluation import FEWEST_USERS, Interval, UserBootstrap, mean_interval
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import TABLES, find_system
 from sellarec.systems.variants import ABLATIONS
 
-HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+HOLDS, FAILS, UNDECIDED, NOT_ASKED = "holds", "does not hold", "undecided", "not asked"
 
 FEWEST_ITEMS = 20
 """With fewer items, ten nearest neighbours among them say nothing."""
@@ -42,13 +43,13 @@ def claims(work: Workspace) -> list[Claim]:
         *_improves_warm_and_cold(work),
     ]
     found += [_part_is_worth_something(work, v.name) for v in ABLATIONS if work.is_done(v.name)]
-    for about_vectors in (_clouds_meet, _clouds_meet_unseen, _carries_over):
-        try:
-            found += about_vectors(work)
-        except SellarecError:  # there are scores, but no weights
-            if work.computes:
-                raise
-    return found
+    try:
+        vectors = [*_clouds_meet(work), *_clouds_meet_unseen(work), *_carries_over(work)]
+    except NotComputed as missing:
+        vectors = [
+            Claim("Whether an item's two vectors meet, and carry over", "Fig. 6, 7, Table 6", NOT_ASKED, str(missing))
+        ]
+    return [*found, *vectors]
 
 
 @dataclass(frozen=True)
@@ -170,4 +171,6 @@ def _label(name: str) -> str:
 
 
 def _number(gain: Interval) -> str:
+    if math.isnan(gain.low):  # too few users: some resamples have no AUC
+        return f"{gain.value:+.4f} (no interval)"
     return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"

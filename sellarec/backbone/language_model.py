@@ -43,6 +43,7 @@ class LanguageModel:
         answer_ids: Token ids of "Yes" and "No" as they continue "Answer:".
         soft_ids: Vocabulary id that stands for each soft token; its own embedding is never read.
         max_tokens: Prompts longer than this lose their oldest text.
+        sliding_window: Tokens that some layers see, padding counted; None if all see everything.
         mixed: Some weights are float32 beside those of the working dtype and are multiplied in the working dtype.
         split: Each of several processes holds a part of the frozen weights of the models that `with_model` is given.
     """
@@ -53,6 +54,7 @@ class LanguageModel:
     answer_ids: tuple[int, int]
     soft_ids: dict[str, int]
     max_tokens: int = MAX_TOKENS
+    sliding_window: int | None = None
     mixed: bool = False
     split: bool = False
 
@@ -180,7 +182,17 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 
 
 def wrap_language_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, placement: Placement) -> LanguageModel:
-    """The `LanguageModel` of an already loaded model."""
+    """The `LanguageModel` of an already loaded model.
+
+    Raises:
+        SellarecError: the model is no plain transformer, or its tokenizer no good for Yes and No.
+    """
+    kinds = {*(getattr(model.config, "layer_types", None) or ())}
+    if getattr(model, "_is_stateful", False) or not kinds <= {"full_attention", "sliding_attention"}:
+        raise SellarecError(
+            "This backbone has layers other than attention, or attention of another kind: they would read the padding "
+            "of shorter prompts. Use one whose layers all have full or sliding attention."
+        )
     return LanguageModel(
         model,
         tokenizer,
@@ -188,6 +200,7 @@ def wrap_language_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, pl
         answer_ids=answer_token_ids(tokenizer),
         soft_ids=dict(zip(SOFT_TOKENS, reserved_token_ids(model, tokenizer, len(SOFT_TOKENS)), strict=True)),
         max_tokens=_window(model.config),
+        sliding_window=model.config.sliding_window if "sliding_attention" in kinds else None,
     )
 
 

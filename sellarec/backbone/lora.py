@@ -66,14 +66,15 @@ def add_lora(lm: LanguageModel, settings: LoraSettings, seed: int) -> LanguageMo
 
 
 def _trainable(lm: LanguageModel, adapted: PeftModel, checkpointing: bool) -> LanguageModel:
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.tuners.lora import LoraLayer
 
     if checkpointing:
         adapted.gradient_checkpointing_enable({"use_reentrant": False})  # only this kind lets gradients reach adapters
     mixed = lm.placement.dtype != torch.float32
     for module in adapted.modules() if mixed else ():
-        if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False  # to float32, from which autocast would cast it back at once
+        # peft would cast to float32, and autocast back at once; between them only dropout would know the difference
+        if isinstance(module, LoraLayer) and all(isinstance(d, nn.Identity) for d in module.lora_dropout.values()):
+            module.cast_input_dtype_enabled = False
     return lm.with_model(adapted, mixed=mixed)
 
 

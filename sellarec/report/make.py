@@ -16,6 +16,7 @@ from sellarec.report.notebooks import NotebookError, execute_notebook, notebooks
 from sellarec.report.pages import write_pages
 from sellarec.settings import Config
 from sellarec.systems.base import Workspace
+from sellarec.systems.registry import OVERALL
 
 EXECUTED = ".executed.json"
 
@@ -26,6 +27,10 @@ def make_report(profile: str, config: Config, runs: Path, reports: Path, *, comp
     Args:
         profile: The one whose changes the configuration is told by.
         compute: False leaves out each notebook that asks for something that the run store does not have.
+
+    Raises:
+        SellarecError: a notebook failed; or nothing is to be computed and the store does not have what the entry page
+            is made of.
     """
     started = time.monotonic()
     work, parameters = Workspace(config, runs.resolve(), computes=compute), as_parameters(profile, config)
@@ -36,6 +41,9 @@ def make_report(profile: str, config: Config, runs: Path, reports: Path, *, comp
     if work.config.evaluation.raw_yes:
         print("== without 15_attention.ipynb: what-ifs are told in log-odds, not in raw logits of Yes", flush=True)
         notebooks = [n for n in notebooks if n.stem != "15_attention"]
+    if not compute:
+        for name in OVERALL:  # the entry page is made of them
+            work.run(name)
     left_out = _execute(work, notebooks, folder, parameters)
     shown = [n for n in notebooks if n.stem not in left_out]
     record = {n.name: _fingerprint(n, parameters, work) for n in shown}  # now that all runs are there
@@ -61,15 +69,23 @@ def _execute(work: Workspace, notebooks: list[Path], folder: Path, parameters: d
         try:
             execute_notebook(notebook, target, parameters | {"compute": work.computes})
         except NotebookError as error:
-            if work.computes or error.meant_to_be_read is None:
+            if error.missing is None:
                 raise
-            left_out[notebook.stem] = error.meant_to_be_read
-            target.unlink()
-            (folder / f"{notebook.stem}.html").unlink(missing_ok=True)
-            print(f"== {notebook.name} left out: {error.meant_to_be_read}", flush=True)
+            left_out[notebook.stem] = error.missing
+            _forget(notebook, folder)
+            print(f"== {notebook.name} left out: {error.missing}", flush=True)
             continue
         print(f"== {notebook.name} done in {time.monotonic() - begun:.0f} s", flush=True)
     return left_out
+
+
+def _forget(notebook: Path, folder: Path) -> None:
+    """Remove what a notebook has written, now or in an earlier report."""
+    number = notebook.stem.partition("_")[0]
+    for file in (folder / "notebooks" / notebook.name, folder / f"{notebook.stem}.html"):
+        file.unlink(missing_ok=True)
+    for file in (*(folder / "tables").glob(f"{number}_*"), *(folder / "figures").glob(f"{number}_*")):
+        file.unlink()
 
 
 def _fingerprint(notebook: Path, parameters: dict[str, Any], work: Workspace) -> str:

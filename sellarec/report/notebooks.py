@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from sellarec.errors import SellarecError, nearest
+from sellarec.errors import NotComputed, SellarecError, nearest
 
 PLOTLY_JSON = "application/vnd.plotly.v1+json"
 
@@ -22,12 +22,12 @@ class NotebookError(SellarecError):
     """A cell failed.
 
     Attributes:
-        meant_to_be_read: What the cell said, if it is one of our errors.
+        missing: What the cell said, if it asked for something that is not in the store and may not be computed.
     """
 
-    def __init__(self, message: str, meant_to_be_read: str | None) -> None:
+    def __init__(self, message: str, missing: str | None) -> None:
         super().__init__(message)
-        self.meant_to_be_read = meant_to_be_read
+        self.missing = missing
 
 
 def notebooks_folder() -> Path:
@@ -59,14 +59,14 @@ def execute_notebook(notebook: Path, output: Path, parameters: dict[str, Any]) -
             cwd=str(notebook.parent),
             progress_bar=False,
             log_output=True,
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # it warns of localhost, and of its own shutdown
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # a cell's errors come back in its outputs
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
         )
     except papermill.PapermillExecutionError as error:
         raise NotebookError(
             f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}. See {output}",
-            error.evalue if error.ename == SellarecError.__name__ else None,
+            error.evalue if error.ename == NotComputed.__name__ else None,
         ) from error
 
 

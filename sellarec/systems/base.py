@@ -19,7 +19,7 @@ from sellarec.config import change_config, words_of
 from sellarec.data.dataset import Dataset, sample_rows, sample_users
 from sellarec.data.open import open_dataset
 from sellarec.distributed import agreed, is_main, wait, world
-from sellarec.errors import SellarecError
+from sellarec.errors import NotComputed, SellarecError
 from sellarec.evaluation import metrics
 from sellarec.runs import Run, RunKey, ensure_run, folder_name, is_begun, is_there, last_failure
 from sellarec.settings import Config
@@ -157,8 +157,8 @@ class Workspace:
         if not self.computes and not is_there(self.root, key, weights=weights):
             if weights:
                 way = f"Compute them with: {self.command('run', system.name, '--weights')}"
-                raise SellarecError(f"{system.label} was published without its weights. {way}")
-            raise SellarecError(f"{system.label} is not in the run store {self.root}. {self.way_to(system)}")
+                raise NotComputed(f"{system.label} was published without its weights. {way}")
+            raise NotComputed(f"{system.label} is not in the run store {self.root}. {self.way_to(system)}")
         run = ensure_run(self.root, key, lambda run: variant._compute(system, run), weights=weights)
         self._opened[key.digest] = run
         return run
