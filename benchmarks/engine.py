@@ -34,7 +34,7 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
-from measuring import Table
+from measuring import Table, seconds
 
 from sellarec.backbone.engine import TOKEN_BUDGET, log_odds, plan_batches, score_rows, without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow, wrap_language_model
@@ -55,7 +55,9 @@ from sellarec.systems.row_prompts import cut_prompts, prompts_of
 from sellarec.systems.rows import row_inputs
 from sellarec.systems.sella import SoftTokens
 
-TASKS = ("scoring", "operations", "ranking", "stage3", "stage1", "stage2", "bootstrap")
+TASKS = ("scoring", "operations", "compiled", "ranking", "stage3", "stage1", "stage2", "bootstrap")
+ASKED_FOR = ("operations", "compiled")
+"""Tasks that are not part of the usual comparison."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,10 @@ class Options:
     """Parts in which the engine takes the batch of a training step; the plain way takes it whole."""
     budgets: tuple[int, ...] = ()
     """Also score with so many padded tokens at once, instead of the device's number."""
-    tasks: tuple[str, ...] = tuple(t for t in TASKS if t != "operations")
-    """What is measured, of: scoring, operations, ranking, stage3, stage1, stage2, bootstrap. "operations" prints in
-    which of torch's operations a batch of scoring spends its time."""
+    tasks: tuple[str, ...] = tuple(t for t in TASKS if t not in ASKED_FOR)
+    """What is measured, of: scoring, ranking, stage3, stage1, stage2, bootstrap; and only if asked for: operations, in
+    which of torch's operations a batch of scoring spends its time, and compiled, scoring with the small operations of
+    norms and MLPs compiled into few (needs a C++ compiler, or a GPU)."""
     curve: bool = False
     """Also score 1,000 to 100,000 rows with two layers of the backbone: time must grow with them, memory not."""
 
@@ -156,6 +159,20 @@ class Bench:
                 )
                 again = lambda: score_rows(self.lm, cut, kept=kept, label="")  # noqa: E731
                 self.table.measure(task, "engine, prefixes cached", again, len(rows), tokens, **gaps(again()))
+
+    def compiled(self) -> None:
+        fresh = self.work.fresh_model()
+        lm = fresh.with_model(fresh.placement.cast(fresh.model))
+        for part in lm.model.modules():
+            if type(part).__name__.endswith(("Norm", "MLP")):
+                part.compile(dynamic=True)
+        score = lambda: score_rows(lm, self.texts, label="")  # noqa: E731
+        print(f"compiling and a first pass took {seconds(score):.0f} s")
+        gap = float(np.abs(score() - score_rows(self.lm, self.texts, label="")).max())
+        rows, tokens = len(self.texts), sum(map(len, self.texts))
+        engine = lambda: score_rows(self.lm, self.texts, label="")  # noqa: E731
+        self.table.measure("score, compiled", "engine", engine, rows, tokens)
+        self.table.measure("score, compiled", "norms and MLPs compiled", score, rows, tokens, gap_to_engine=gap)
 
     def ranking(self) -> None:
         writer = PromptWriter(self.work.dataset, self.work.config.prompt)

@@ -21,10 +21,12 @@ full)
     profile=full shape=qwen2-7b backbone=${BACKBONE:-smollm2-135m} parts=${PARTS:-1} large_parts=8
     bench=(--rows 2048 --candidates 2048 --repeats 3 --budgets 8192 131072)
     few=(--rows 512 --candidates 512 --repeats 2 --budgets 8192 131072)
+    tasks=(--tasks scoring operations compiled ranking stage3 stage1)
     ;;
 smoke)
     profile=smoke shape=tiny backbone=${BACKBONE:-$out/backbone-tiny} parts=${PARTS:-1} large_parts=2
     bench=(--rows 32 --candidates 32 --repeats 1) few=("${bench[@]}")
+    tasks=(--tasks scoring operations ranking stage3 stage1)
     ;;
 *) echo "usage: $0 [full|smoke] [STEP ...]" >&2 && exit 2 ;;
 esac
@@ -52,10 +54,9 @@ runs=(--profile "$profile" --runs "$out/runs" "${in_parts[@]}")
 
 step doctor sellarec doctor
 step shape "$python" benchmarks/shaped.py "$out/backbone-$shape" --like "$shape"
-step bench sellarec bench "${on[@]}" --accumulate "$parts" "${bench[@]}" "${plain[@]}"
+step bench sellarec bench "${on[@]}" --accumulate "$parts" "${bench[@]}" "${plain[@]}" "${tasks[@]}"
 step sella sellarec run sella "${on[@]}" "${runs[@]}"
 step plan sellarec plan "${large[@]}" --profile "$profile"
-step large sellarec bench "${large[@]}" --no-plain --accumulate "$large_parts" "${few[@]}" \
-    --tasks scoring ranking stage3 stage1
+step large sellarec bench "${large[@]}" --no-plain --accumulate "$large_parts" "${few[@]}" "${tasks[@]}"
 step table3 sellarec run table3 "${on[@]}" "${runs[@]}"
 step table5 sellarec run table5 "${on[@]}" "${runs[@]}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,16 +22,29 @@ import histories  # noqa: E402
 import label_leak  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def measured(planted_table, llama, tmp_path_factory):
-    options = ["--dataset", str(planted_table), "--backbone", str(llama), "--rows", "24", "--candidates", "8"]
-    options += ["--dtype", "float32", "--accumulate", "2", "--budgets", "64", "--tasks", *engine.TASKS]
-    command = [sys.executable, "-m", "sellarec.cli", "bench", *options, "--repeats", "1"]
-    where = tmp_path_factory.mktemp("bench")
+def bench(table, backbone, where, *more):
+    """What `sellarec bench` prints, and the measurements of its last line."""
+    options = ["--dataset", str(table), "--backbone", str(backbone), "--rows", "24", "--candidates", "8"]
+    options += ["--dtype", "float32", "--repeats", "1", *more]
+    command = [sys.executable, "-m", "sellarec.cli", "bench", *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=where, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert "one batch of" in done.stdout and "aten::" in done.stdout
-    return json.loads(done.stdout.splitlines()[-1])["measured"]
+    return done.stdout, json.loads(done.stdout.splitlines()[-1])["measured"]
+
+
+@pytest.fixture(scope="module")
+def measured(planted_table, llama, tmp_path_factory):
+    more = ["--accumulate", "2", "--budgets", "64", "--tasks", *(t for t in engine.TASKS if t != "compiled")]
+    said, lines = bench(planted_table, llama, tmp_path_factory.mktemp("bench"), *more)
+    assert "one batch of" in said and "aten::" in said
+    return lines
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles for a CPU with g++, which is not there")
+def test_compiled_parts_score_the_same(planted_table, llama, tmp_path):
+    _, lines = bench(planted_table, llama, tmp_path, "--tasks", "compiled")
+    assert [line["way"] for line in lines] == ["engine", "norms and MLPs compiled"]
+    assert lines[1]["gap_to_engine"] < 1e-5
 
 
 def test_every_task_is_measured_beside_its_plain_way(measured):
