@@ -28,7 +28,7 @@ import torch
 from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 
-from sellarec.distributed import agreed, is_main, wait
+from sellarec.distributed import agreed, is_main, wait, world
 from sellarec.errors import SellarecError
 
 MANIFEST = "manifest.json"
@@ -248,7 +248,8 @@ def _description(key: RunKey, before: dict[str, Any]) -> dict[str, Any]:
     both; `before` is what it said until then."""
     packages = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy", "pandas")
     versions = {"python": platform.python_version(), **{n: version(n) for n in packages}}
-    machine = ", ".join([f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores", *_gpu()])
+    processes = [f"{world()} processes"] if world() > 1 else []
+    machine = ", ".join([f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores", *_gpu(), *processes])
     earlier = before.get("versions", {})
     return {
         **{k: getattr(key, k) for k in key.__dataclass_fields__},
