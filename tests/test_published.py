@@ -260,6 +260,7 @@ STUDIED = (
     *(("quick", {"mlp.start": start}) for start in range(1, 5)),
     ("quick", {"sasrec.weight_decay": 1e-4}),
     ("quick-paper", {}),
+    *(("quick-paper", {"mlp.start": start}) for start in (1, 2)),
     ("full", {"stage1.accumulate": 1}),
 )
 """The settings behind docs/results.md: profiles, and changes to them."""
