@@ -22,7 +22,7 @@ from sellarec.config import make_config
 from sellarec.errors import SellarecError
 from sellarec.systems.base import Workspace
 
-BOTH = ("sella", "tallrec")
+BOTH = ("sella", "mlp_control", "tallrec")
 """Systems that are shown in both configurations."""
 
 
