@@ -69,7 +69,7 @@ def _execute(work: Workspace, notebooks: list[Path], folder: Path, parameters: d
         try:
             execute_notebook(notebook, target, parameters | {"compute": work.computes})
         except NotebookError as error:
-            if error.missing is None:
+            if work.computes or error.missing is None:
                 raise
             left_out[notebook.stem] = error.missing
             _forget(notebook, folder)
