@@ -15,6 +15,7 @@ from sellarec.backbone.engine import (
     log_odds,
     plan_batches,
     score_rows,
+    share_starts,
     without_prefix,
 )
 from sellarec.backbone.language_model import (
@@ -85,6 +86,33 @@ def test_prompts_are_cut_where_they_part():
     assert cut_where_they_part(row, TokenRow((), (7,))) == TokenRow((), (1, 2, 3, 4, 5))
 
 
+def test_questions_about_one_user_share_the_words_that_they_begin_with(lm):
+    a, b, c, d, e, f = range(60, 66)
+    token = lm.soft_ids[USER]
+    first, second = TokenRow((a, b), (c, d, e, f)), TokenRow((a, b), (c, d, f))
+    alone, bare = TokenRow((e,), (c, d)), TokenRow((), (c, d))
+    assert share_starts(lm, [first, alone, second, bare, bare]) == [
+        *(TokenRow((a, b, c, d), (e, f)), alone, TokenRow((a, b, c, d), (f,)), bare, bare)
+    ]
+    assert share_starts(lm, [second, second]) == [TokenRow((a, b, c, d), (f,))] * 2, "a suffix is never empty"
+    soft = TokenRow((a,), (c, token, d))
+    assert share_starts(lm, [soft, soft]) == [TokenRow((a, c), (token, d))] * 2, "rows have their own vectors"
+
+
+def test_a_catalogue_costs_what_its_questions_do_not_share(lm, monkeypatch):
+    ask = " Will the user like the film {}? Answer:"
+    rows = [lm.tokenize(Prompt(HISTORIES[1], ask.format(name))) for name in ("A", "B", "C C", "D")]
+    with torch.no_grad():
+        alone = [plain_log_odds(lm, row, {}) for row in rows]
+    read, pad = [], engine._pad
+    monkeypatch.setattr(engine, "_pad", lambda sequences: read.append(sequences) or pad(sequences))
+    np.testing.assert_allclose(score_rows(lm, rows), alone, atol=2e-6)
+    suffixes, (shared,) = read
+    ids = [r.prefix + r.suffix for r in rows]
+    assert {shared + s for s in suffixes} == {*ids}
+    assert len({i[: len(shared) + 1] for i in ids}) > 1, "all that they share is read once"
+
+
 def test_prefix_cache_budget_and_cut_change_nothing(lm, rows, cut, soft):
     reference = score_rows(lm, rows, soft)
     for budget in (1, 64, 10_000):
@@ -153,7 +181,7 @@ def test_prefixes_of_the_same_weights_in_another_model_are_others_and_of_another
 
 def test_prefixes_that_were_used_longest_ago_make_room(lm, cut, tmp_path, capsys):
     lists = [[r.prefix for r in cut[n : n + 3]] for n in (0, 5, 10)]
-    names = [prefixes._digest(lm, list(dict.fromkeys(p)), 2048) for p in lists]
+    names = [prefixes._digest(lm, list(dict.fromkeys(p)), prefixes.TOKEN_BUDGET["cpu"]) for p in lists]
     sizes = [open_prefix_cache(lm, p, tmp_path / "size", 1.0).data.nbytes for p in lists]
     room = (sizes[0] + max(sizes[1:])) / prefixes.GIB
     for n in (0, 1):
