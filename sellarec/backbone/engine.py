@@ -274,8 +274,11 @@ def prefix_states(lm: LanguageModel, prefixes: Sequence[tuple[int, ...]]) -> Ten
     held = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     if any(t is None or t.ndim != 4 or t.shape != held[0].shape for t in held):
         return None
-    states = torch.stack([torch.stack([layer.keys, layer.values]) for layer in layers])  # (L, 2, B, heads, T, size)
-    return states.permute(2, 4, 0, 1, 3, 5).contiguous()
+    batch, heads, tokens, size = held[0].shape
+    states = held[0].new_empty(batch, tokens, len(layers), 2, heads, size)
+    for n, layer in enumerate(layers):  # one copy of each; stacking them first would take two
+        states[:, :, n, 0], states[:, :, n, 1] = layer.keys.transpose(1, 2), layer.values.transpose(1, 2)
+    return states
 
 
 def without_prefix(row: TokenRow) -> TokenRow:
