@@ -303,7 +303,7 @@ def _shallow(backbone: str, dtype: str) -> LanguageModel:
 
     config, tokenizer = load_shape(backbone)
     placement = choose_placement(dtype)
-    attention = attention_on(placement.device.type)
+    attention = attention_on(placement.device.type, config)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(of_layers(config, 2), dtype=placement.dtype, attn_implementation=attention)
     return wrap_language_model(model.requires_grad_(False).to(placement.device).eval(), tokenizer, placement)

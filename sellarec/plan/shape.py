@@ -191,7 +191,7 @@ class Shape:
     def _new_model(self, layers: int) -> nn.Module:
         from transformers import AutoModelForCausalLM
 
-        config, attention = of_layers(self.config, layers), attention_on(self.machine.device)
+        config, attention = of_layers(self.config, layers), attention_on(self.machine.device, self.config)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=self.machine.dtype, attn_implementation=attention)
         return model.requires_grad_(False)
