@@ -10,18 +10,19 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import Timeout
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from sellarec.errors import SellarecError
 from sellarec.evaluation import metrics
-from sellarec.runs import MANIFEST, WITHOUT_WEIGHTS, Run, RunKey, folder_name, open_run, seal
-from sellarec.systems.base import SEEDS, Workspace
+from sellarec.runs import MANIFEST, WITHOUT_WEIGHTS, Run, RunKey, folder_name, open_run, run_lock, seal
+from sellarec.systems.base import Workspace
 from sellarec.systems.registry import SYSTEMS, find_system
 
 RECORDS = ("config.json", "metrics.json", "log.jsonl", WITHOUT_WEIGHTS)
@@ -54,7 +55,7 @@ def publish(work: Workspace, target: Path) -> list[Path]:
 
 def runs_of(work: Workspace) -> Iterator[Run]:
     """Of each system and seed that is done its run, and before it the ones that it grew from."""
-    for seed in sorted({*SEEDS, work.config.seed}):
+    for seed in work.seeds():
         variant = work.variant({"seed": seed})
         for name in SYSTEMS:
             if variant.is_done(name):
@@ -116,17 +117,20 @@ def _published(work: Workspace, source: Path) -> list[Run]:
 
 
 def _adopt_one(work: Workspace, published: Run, key: RunKey) -> Path | None:
+    """Where a published run now lies; None if it is there already, or is being computed."""
     folder, scored = key.folder(work.root), (published.folder / SCORES).exists()
     if scored != (published.folder / "metrics.json").exists():
         raise SellarecError(f"{published.folder}: scores without metrics, or metrics without scores.")
-    if folder.exists():
-        return None
-    with _fresh(folder) as copy:
-        _copy_records(published, copy)
-        if scored:
-            Run(copy).save_table("scores", _with_rows(work, published))
-        seal(copy, folder)
-    return folder
+    with suppress(Timeout), run_lock(work.root, key, timeout=0):
+        if folder.exists():
+            return None
+        with _fresh(folder) as copy:
+            _copy_records(published, copy)
+            if scored:
+                Run(copy).save_table("scores", _with_rows(work, published))
+            seal(copy, folder)
+        return folder
+    return None
 
 
 def _key_of(work: Workspace, published: Run) -> RunKey:

@@ -14,8 +14,8 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -34,6 +34,8 @@ from sellarec.errors import SellarecError
 MANIFEST = "manifest.json"
 SCRATCH = "scratch-"
 FAILURE = "failure.txt"
+FITTED = ".fitted"
+"""Marks a run whose training is done, until its manifest is written."""
 WITHOUT_WEIGHTS = "without_weights.json"
 """Names the files that a run was published without."""
 
@@ -132,7 +134,9 @@ class Run:
 
     def write_json(self, name: str, content: Any) -> None:
         if is_main():
-            (self.folder / f"{name}.json").write_text(json.dumps(_plain(content), indent=2, sort_keys=True) + "\n")
+            fresh = self.folder / f".{name}.new"  # a file is whole or not there, also on a disk that fills up
+            fresh.write_text(json.dumps(_plain(content), indent=2, sort_keys=True) + "\n")
+            fresh.replace(self.folder / f"{name}.json")
 
     def append_log(self, entry: dict[str, Any]) -> None:
         if is_main():
@@ -158,7 +162,7 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None], *, weigh
     if agreed(is_there(root, key, weights=weights)):
         return open_run(folder)
     work.mkdir(parents=True, exist_ok=True)
-    with FileLock(work.with_suffix(".lock")) if is_main() else nullcontext():
+    with run_lock(root, key) if is_main() else nullcontext():
         if is_main() and (work / MANIFEST).exists():  # finished, but not moved when it was stopped
             _move(work, folder)
         if not agreed(is_there(root, key, weights=weights)):
@@ -175,8 +179,6 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None], *, weigh
             wait()
             if is_main():
                 seal(work, folder)
-    if is_main():
-        work.with_suffix(".lock").unlink(missing_ok=True)
     wait()
     return open_run(folder)
 
@@ -185,6 +187,7 @@ def seal(work: Path, folder: Path) -> None:
     """Finish a run: write its manifest, then rename its work folder to its place. A run without weights that stands
     there is replaced."""
     Run(work).write_json("manifest", {"files": _hashes(work)})
+    (work / FITTED).unlink(missing_ok=True)
     _move(work, folder)
 
 
@@ -195,6 +198,20 @@ def _move(work: Path, folder: Path) -> None:
         os.replace(folder, old)
     os.replace(work, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def run_lock(root: Path, key: RunKey, timeout: float = -1) -> Iterator[None]:
+    """Whoever computes a run, or brings it into the store, holds this lock.
+
+    Raises:
+        Timeout: somebody else has it, and not let go of it for so many seconds; by default that is waited for.
+    """
+    path = _work_folder(root, key).with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path, timeout=timeout):
+        yield
+    path.unlink(missing_ok=True)
 
 
 def last_failure(root: Path, key: RunKey) -> str | None:
@@ -284,9 +301,9 @@ def code_version() -> str:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file below the folder but the manifest, by relative path."""
+    """sha256 of every file below the folder but the manifest and hidden ones, by relative path."""
     out = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST and p.name[0] != "."):
         with path.open("rb") as stream:
             out[path.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
     return out

@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from sellarec.evaluation import FEWEST_USERS, SLICES, Interval, UserBootstrap
 from sellarec.profiles import without_additions
-from sellarec.systems.base import SEEDS, Workspace
+from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL, TABLES, find_system
 from sellarec.systems.rows import stage1_rows, stage2_rows, stage3_rows
 
@@ -64,7 +64,7 @@ def overall_table(work: Workspace, systems: Sequence[str] = OVERALL) -> pd.DataF
         `attrs["paper"]` says how these were made.
     """
     bootstrap = _bootstrap(work)
-    others = [work.variant({"seed": s}) for s in SEEDS if s != work.config.seed]
+    others = [work.variant({"seed": s}) for s in work.seeds() if s != work.config.seed]
     lines = []
     for name in systems:
         score = work.test_scores(name)
@@ -86,8 +86,8 @@ def _has_seed(other: Workspace, name: str) -> bool:
 
 
 def seeds_there(work: Workspace, systems: Sequence[str]) -> tuple[int, ...]:
-    """How many of `SEEDS` the store has of each system."""
-    places = [work.variant({"seed": s}) for s in SEEDS]
+    """How many seeds the store has of each system."""
+    places = [work.variant({"seed": s}) for s in work.seeds()]
     return tuple(sum(_has_seed(place, name) for place in places) for name in systems)
 
 

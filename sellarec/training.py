@@ -61,7 +61,7 @@ def train(
     model: nn.Module,
     labels: np.ndarray,
     row_ids: np.ndarray,
-    validate: Callable[[], tuple[np.ndarray, np.ndarray]],
+    validate: Callable[[Path], tuple[np.ndarray, np.ndarray]],
     config: TrainConfig,
     seed: int,
     folder: Path,
@@ -77,7 +77,8 @@ def train(
         model: Maps positions of training rows (B,) to log-odds (B,); only parameters with gradient are trained,
             saved and restored.
         labels, row_ids: 0/1 labels and dataset row ids of the training rows, shape (n,).
-        validate: Returns labels and scores of the validation rows under the current weights.
+        validate: Returns labels and scores of the validation rows under the current weights. It may keep the scores
+            so far in the file that it is given: after a kill the same weights are asked again.
         lengths: Tokens of the training rows, shape (n,); rows of similar length then share a batch.
         rates: Peaks of parameters whose names begin so, where they are not `config.learning_rate`.
         folder: Checkpoints and best weights live here, and stay when training is done: a second call then returns at
@@ -120,7 +121,7 @@ def train(
             position.log.append({"step": position.step, "loss": loss, "learning_rate": rate.get_last_lr()[0]})
             if position.step in eval_steps:
                 model.eval()
-                true, said = validate()
+                true, said = validate(folder / f"validation-{position.step}.npy")
                 check_finite(said, f"{label}, scores after step {position.step}", ADVICE)
                 _select(model, position, auc(true, said), folder)
             progress.advance(config.batch, _note(loss, position))
@@ -143,6 +144,7 @@ def _new_accelerator(model: nn.Module, config: TrainConfig, seed: int) -> Accele
     accelerator = Accelerator(
         gradient_accumulation_steps=config.accumulate,
         cpu=_on_cpu(model),
+        mixed_precision="no",  # `accelerate launch` would bring a setting of its own; see LanguageModel.precision
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # MF's bias reaches no token
     )
     _save_trainable_only(accelerator)

@@ -110,6 +110,7 @@ def test_doctor_says_what_is_chosen_and_what_is_missing(capsys, monkeypatch):
         (["run", "mf", "--mf.epochs", "0"], "mf.epochs is 0; it must be at least 1"),
         (["run", "mf", "--prompt.history", "-1"], "prompt.history is -1; it must be at least 0"),
         (["run", "mf", "--seed", "-1"], "sellarec: seed is -1; it must be at least 0"),
+        (["run", "mf", "--seed", "4294967296"], "seed is 4294967296; it must be at most 4294967295"),
         (["run", "mf", "--lora.dropout", "-1"], "lora.dropout is -1.0; it must be at least 0 and below 1"),
         (["run", "mf", "--stage2.temperature", "0"], "stage2.temperature is 0.0; it must be above 0"),
         (["run", "mf", "--stage2.without-contrast", "1.5"], "stage2.without_contrast is 1.5; it must be"),

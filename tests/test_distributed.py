@@ -20,7 +20,7 @@ def in_two_processes(*words):
     return done
 
 
-CHANGES = SMALL | {"lora.dropout": 0.0, "stage1.batch": 7, "stage3.accumulate": 2}
+CHANGES = SMALL | {"lora.dropout": 0.0, "stage1.batch": 7, "stage3.accumulate": 4}
 
 
 @pytest.fixture(scope="module")

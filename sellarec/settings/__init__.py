@@ -20,7 +20,7 @@ from sellarec.settings.baselines import (
     MLPConfig,
     SASRecConfig,
 )
-from sellarec.settings.checks import Settings, at_least
+from sellarec.settings.checks import Settings, at_least, at_most
 from sellarec.settings.stages import (
     AnalysisConfig,
     CollabConfig,
@@ -95,6 +95,7 @@ class Config:
 
     def __post_init__(self) -> None:
         at_least(self, "", seed=0, prefix_gib=0)
+        at_most(self, "", seed=2**32 - 1)
         for each in dataclasses.fields(self):
             if isinstance(group := getattr(self, each.name), Settings):
                 group.check(f"{each.name}.")

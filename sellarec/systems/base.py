@@ -21,14 +21,11 @@ from sellarec.data.open import open_dataset
 from sellarec.distributed import agreed, is_main, wait, world
 from sellarec.errors import NotComputed, SellarecError
 from sellarec.evaluation import metrics
-from sellarec.runs import Run, RunKey, ensure_run, folder_name, is_begun, is_there, last_failure
+from sellarec.runs import FITTED, Run, RunKey, ensure_run, folder_name, is_begun, is_there, last_failure
 from sellarec.settings import Config
 
 NO_LLM = "no-llm"
 """Where the run store has the runs of systems without a backbone."""
-
-SEEDS = range(10)
-"""Seeds that are looked for in the store."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,6 +244,11 @@ class Workspace:
             self.root / folder_name(self.dataset.name) / folder_name(n) for n in (self.backbone_identity[0], NO_LLM)
         ]
 
+    def seeds(self) -> list[int]:
+        """Seeds of which the store has runs of this dataset, and this workspace's own."""
+        folders = (folder for place in self.places for folder in place.glob("*/[0-9]*-*"))
+        return sorted({self.config.seed, *(int(folder.name.split("-")[0]) for folder in folders)})
+
     @property
     def prefix_folder(self) -> Path:
         """Where keys and values of prompts' beginnings are kept."""
@@ -283,7 +285,7 @@ class Workspace:
         if is_main():
             together = f", {world()} processes" if world() > 1 and system.uses_backbone else ""
             print(f"[{self.dataset.name}] {system.label}{together}", flush=True)
-        fitted = run.folder / ".fitted"
+        fitted = run.folder / FITTED
         if not agreed(fitted.exists()):
             if is_main():
                 (run.folder / "log.jsonl").unlink(missing_ok=True)
@@ -293,11 +295,10 @@ class Workspace:
             if is_main():
                 fitted.touch()
         run.clear_scratch()
-        if system.score and takes_part:
+        scored = agreed((run.folder / "metrics.json").exists())
+        if system.score and takes_part and not scored:
             self._score(system, run)
         wait()
-        if is_main():
-            fitted.unlink()
 
     def _score(self, system: System, run: Run) -> None:
         """Write the per-row scores of the validation and test rows, and the metrics made of them."""

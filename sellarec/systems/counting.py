@@ -11,6 +11,7 @@ import numpy as np
 from sellarec.data.dataset import shrunk_rate
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace
+from sellarec.systems.scores import into_unit_interval
 
 
 def fit(work: Workspace, run: Run) -> None:
@@ -24,13 +25,6 @@ def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
     means, part = run.tensors("means"), work.dataset.interactions.iloc[rows]
     rate = means["item"][part["item"]] + means["user"][part["user"]] - means["user"][0]
     return into_unit_interval(rate).astype(np.float32)
-
-
-def into_unit_interval(rate: np.ndarray, margin: float = 0.05) -> np.ndarray:
-    """Squash rates that lie outside [margin, 1 - margin] into (0, 1), keeping their order; others stay as they are."""
-    near = np.minimum(rate, 1 - rate)  # distance from the nearer end, negative beyond it
-    squashed = np.where(near < margin, margin * np.exp(np.minimum(near, margin) / margin - 1), near)
-    return np.where(rate < 0.5, squashed, 1 - squashed)
 
 
 SYSTEM = System("counting", "Counting (item + user mean)", lambda config: {}, fit, score, uses_seed=False, version=2)

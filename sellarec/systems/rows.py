@@ -13,6 +13,9 @@ from sellarec.evaluation import check_selectable
 from sellarec.systems.base import Workspace
 from sellarec.systems.cold_users import known_users
 
+LEAST_BESIDE = 0.25
+"""Stage 3's rows are held out of stage 2 if at least so much of the training part is left to it."""
+
 RowInputs = tuple[Tensor, Tensor, Tensor, Tensor]
 """Of some interactions: users (n,), items (n,), and the records of both, (n, 2) each."""
 
@@ -34,15 +37,15 @@ def stage1_rows(work: Workspace) -> pd.DataFrame:
 
 
 def stage3_rows(work: Workspace) -> pd.DataFrame:
-    """The training rows that stage 3 learns from; none of stage 1's while there are enough others.
+    """The training rows that stage 3 learns from; only where the others are too few, some of stage 1's too.
 
     A language model is surer of rows that it was tuned on than of new ones.
     """
-    train, config = work.dataset.part("train"), work.config
-    fresh = train.drop(stage1_rows(work).index)
-    return sample_rows(
-        train if len(fresh) < (config.stage3.rows or len(train)) else fresh, config.stage3.rows, config.seed
-    )
+    train, seed, seen = work.dataset.part("train"), work.config.seed, stage1_rows(work)
+    budget, fresh = work.config.stage3.rows or len(train), train.drop(seen.index)
+    if budget <= len(fresh):
+        return sample_rows(fresh, budget, seed)
+    return pd.concat([fresh, sample_rows(seen, budget - len(fresh), seed)]).sort_index()
 
 
 def stage2_rows(work: Workspace) -> pd.DataFrame:
@@ -51,9 +54,10 @@ def stage2_rows(work: Workspace) -> pd.DataFrame:
 
 
 def beside_stage3(work: Workspace) -> pd.DataFrame:
-    """The training rows that stage 3 does not learn from; all of them if it learns from all."""
-    train, held_out = work.dataset.part("train"), stage3_rows(work)
-    return train if len(held_out) == len(train) else train.drop(held_out.index)
+    """The training rows that stage 3 does not learn from; all of them if these are too few to learn from."""
+    train = work.dataset.part("train")
+    others = train.drop(stage3_rows(work).index)
+    return others if len(others) >= LEAST_BESIDE * len(train) else train
 
 
 def row_inputs(work: Workspace, rows: np.ndarray, new_user: np.ndarray | None = None) -> RowInputs:

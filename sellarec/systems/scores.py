@@ -15,12 +15,19 @@ def probabilities(found: np.ndarray, raw_yes: bool) -> np.ndarray:
 
 def as_probability(output: np.ndarray, loss: str) -> np.ndarray:
     """What a model says, as a probability: cross-entropy fits log-odds, squared error the labels themselves."""
-    return np.clip(output.astype(np.float64), 0, 1) if loss == "mse" else sigmoid(output)
+    return into_unit_interval(output.astype(np.float64)) if loss == "mse" else sigmoid(output)
+
+
+def into_unit_interval(rate: np.ndarray, margin: float = 0.05) -> np.ndarray:
+    """Squash rates that lie outside [margin, 1 - margin] into (0, 1), keeping their order; others stay as they are."""
+    near = np.minimum(rate, 1 - rate)  # distance from the nearer end, negative beyond it
+    squashed = np.where(near < margin, margin * np.exp(np.minimum(near, margin) / margin - 1), near)
+    return np.where(rate < 0.5, squashed, 1 - squashed)
 
 
 def scored_by(loss: str) -> dict:
-    """What tells runs of squared error from older ones, whose outputs were taken for log-odds; keys of others stay."""
-    return {"scores": 2} if loss == "mse" else {}
+    """What tells runs of squared error from older ones, whose outputs were cut at 0 and 1; keys of others stay."""
+    return {"scores": 3} if loss == "mse" else {}
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

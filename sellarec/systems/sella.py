@@ -225,7 +225,7 @@ def train_tokens(
 ) -> None:
     """Train what makes soft tokens, behind the frozen tuned model, on stage 3's rows and with its settings."""
     chosen, valid = stage3_rows(work), selection_rows(work, label)
-    config, lm = work.config, work.tuned_model
+    config, lm, raw_yes = work.config, work.tuned_model, work.config.evaluation.raw_yes
     rows = chosen.index.to_numpy()
     model = HybridModel(lm, soft, work, rows, hide_users(work, rows, config.stage3.cold_users))
     on_valid = HybridModel(lm, soft, work, valid.index.to_numpy())
@@ -233,7 +233,7 @@ def train_tokens(
         model,
         chosen["label"].to_numpy(),
         rows,
-        lambda: (valid["label"].to_numpy(), on_valid.score(config.evaluation.raw_yes, "stage 3, validation")),
+        lambda resume: (valid["label"].to_numpy(), on_valid.score(raw_yes, "stage 3, validation", resume)),
         config.stage3,
         config.seed,
         run.scratch(f"phase{phase}"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -90,8 +91,8 @@ def tune_adapter(
     model = TextModel(lm, tokenize(rows, hide_users(work, rows, cold_users)), soft)
     valid_rows = tokenize(valid.index.to_numpy(), np.zeros(len(valid), dtype=bool))
 
-    def on_valid() -> tuple[np.ndarray, np.ndarray]:
-        found = score_rows(lm, valid_rows, soft, raw_yes=raw_yes, label=f"{label}, validation")
+    def on_valid(resume: Path) -> tuple[np.ndarray, np.ndarray]:
+        found = score_rows(lm, valid_rows, soft, raw_yes=raw_yes, label=f"{label}, validation", resume=resume)
         return valid["label"].to_numpy(), found
 
     train(
