@@ -52,7 +52,10 @@ def choose_work() -> Workspace:
         backbone = _choice("backbone", given.get("backbone", "smollm2-135m"), _names(root, "backbone"))
         profile = _choice("profile", given.get("profile", "quick"), list(PROFILES))
         seed = st.number_input("seed", 0, None, int(given.get("seed", 0)), key="seed", bind="query-params")
-    config = make_config(profile, dataset, backbone=backbone, seed=int(seed), **given.get("changes", {}))
+    changes = given.get("changes", {})
+    if dataset != given.get("dataset", "ml-100k"):
+        changes = {name: value for name, value in changes.items() if not name.startswith("data.")}
+    config = make_config(profile, dataset, backbone=backbone, seed=int(seed), **changes)
     own = Path(config.dataset)
     return open_work(config, str(root), own.stat().st_mtime_ns if own.is_file() else 0)
 
@@ -264,8 +267,8 @@ def _go_to(row: pd.Series) -> None:
 def _from_url(name: str, valid: list[int], hint: str) -> int:
     """Index in `valid` of the number in the URL, or else of the last one shown; 0, with a warning, if not valid."""
     wanted = st.query_params.get(name) or st.session_state.get(f"last {name}", "")
-    if wanted.isdecimal() and int(wanted) in valid:
-        return valid.index(int(wanted))
+    if wanted in (known := [str(number) for number in valid]):
+        return known.index(wanted)
     if st.query_params.get(name):
         st.warning(
             f"'{wanted}' is not {'a user' if name == 'user' else 'an item'} to show; {hint}. The first is shown."

@@ -21,8 +21,9 @@ from sellarec import figures, tables
 from sellarec.config import make_config
 from sellarec.errors import SellarecError
 from sellarec.systems.base import Workspace
+from sellarec.systems.registry import find_system
 
-BOTH = ("sella", "mlp_control", "tallrec")
+BOTH = ("sella", "mlp_control", "tallrec", "zero_shot")
 """Systems that are shown in both configurations."""
 
 
@@ -37,11 +38,13 @@ class Options:
 
 
 def draw(ours: Workspace, paper: Workspace) -> go.Figure:
-    """The overall figure of two workspaces; the paper's figures stand where nothing was added to its method."""
+    """The overall figure of two workspaces; the paper's figures stand where its method has nothing added to it: what
+    reads a prompt has, in the first."""
     table = tables.overall_table(ours, tables.systems_of(ours, "table3", tables.OVERALL))
     plain = tables.overall_table(paper, BOTH)
     plain.index = [f"{label}, as in the paper" for label in plain.index]
-    table.loc[table["system"].isin(BOTH), ["auc_paper", "uauc_paper"]] = np.nan
+    reads_a_prompt = [find_system(name).uses_backbone for name in table["system"]]
+    table.loc[reads_a_prompt, ["auc_paper", "uauc_paper"]] = np.nan
     together = pd.concat([table, plain])
     together.attrs["paper"] = table.attrs["paper"]
     note = f"{tables.scope(ours).removesuffix('.')}; without in the lines “as in the paper”."

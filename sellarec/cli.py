@@ -38,7 +38,8 @@ USAGE = """usage: sellarec COMMAND [--help]
 
   fetch NAME       bring data or a model into the cache: {sources}
   run SYSTEM       compute one system and what it needs, as in: sellarec run sella; the command systems lists all
-  run TABLE        all systems of table3; of table5, the ablations; of controls, the ablations of the MLP
+  run TABLE        all systems of table3; of table5, the ablations; of controls, the ablations of the MLP; of checks,
+                   baselines that read no labels off our counts
   compare RUN ...  AUC and UAUC of finished runs, and what the first has over each other one, with intervals
   report           execute all notebooks and write reports/<run>/index.html
   app              explore predictions and attention in the browser, on localhost; shows runs, never trains
@@ -62,6 +63,8 @@ def main(argv: list[str] | None = None) -> None:
         leave()
     except SellarecError as error:
         sys.exit(f"sellarec: {error}")
+    except (NotADirectoryError, FileExistsError, PermissionError) as error:  # a folder that was named cannot be one
+        sys.exit(f"sellarec: {error.filename}: {error.strerror}.")
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

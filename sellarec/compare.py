@@ -33,7 +33,7 @@ def runs_named(work: Workspace, names: Sequence[str], seeds: int = 1) -> dict[st
     found = {}
     for name in names:
         if name not in SYSTEMS and Path(name).is_dir():
-            runs = [open_run(Path(name))]
+            runs = [open_run(Path(name), "Name a system, or the folder of one run, as `sellarec run` prints it.")]
             system = SYSTEMS.get(runs[0].config["system"])
             label = f"{system.label if system else runs[0].config['system']} ({Path(name).name})"
         else:

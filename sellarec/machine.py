@@ -6,6 +6,8 @@ import math
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from sellarec.backbone.loading import DTYPES, NF4, check_dtype, choose_placement
 from sellarec.errors import SellarecError
 
 GIB = 2**30
+
+V1_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,12 @@ def describe_machine(
         memory, tflops: Of each process. Processes on this machine's CPU share what it has; on GPUs each has its own.
 
     Raises:
-        SellarecError: another device is named without its memory and rate, or cannot work with the dtype.
+        SellarecError: another device is named without its memory and rate, or cannot work with the dtype; a number is
+            not above 0.
     """
+    for name, value in (("memory", memory), ("tflops", tflops)):
+        if value is not None and not 0 < value < math.inf:
+            raise SellarecError(f"--{name} is {value:g}; it must be above 0.")
     if processes < 1:
         raise SellarecError(f"--processes is {processes}; at least one does the work.")
     if device is not None:
@@ -71,11 +79,30 @@ def describe_machine(
     return Machine(place.device.type, place.dtype, int(free), rate, place.nf4, processes)
 
 
-def _free_memory() -> int:
+def _free_memory(root: Path = Path("/")) -> int:
     """Bytes that programs may still take, caches that would make room included where the system tells."""
-    meminfo = Path("/proc/meminfo")
+    meminfo = root / "proc/meminfo"
     found = re.search(r"MemAvailable: +(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
-    return int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(0, min(free, *_left_by_control_groups(root)))
+
+
+def _left_by_control_groups(root: Path) -> Iterator[float]:
+    """Bytes that each control group with a limit leaves, of a container or a job, and infinity."""
+    yield math.inf
+    listed = root / "proc/self/cgroup"
+    for line in listed.read_text().splitlines() if listed.is_file() else ():
+        _, controllers, place = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top = root / "sys/fs/cgroup" / controllers  # version 2 names no controllers
+        limit, used = ("memory.max", "memory.current") if top.name == "cgroup" else V1_FILES
+        own = top / place.lstrip("/")
+        for group in (own, *own.parents[: len(own.parts) - len(top.parts)]):
+            with suppress(OSError, ValueError):  # no such file, or "max"
+                caches = re.findall(r"inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+                held = int((group / used).read_text()) - int([0, *caches][-1])  # version 1 tells the total last
+                yield int((group / limit).read_text()) - held
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

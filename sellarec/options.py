@@ -48,7 +48,7 @@ class RunOptions(Configured):
     """Compute one system, or all of a table, and everything that they need; what is in the store is reused."""
 
     system: tyro.conf.Positional[str]
-    """Name of a system, or table3, table5 or controls."""
+    """Name of a system, or of a table: table3, table5, controls or checks."""
     seeds: int = 1
     """For a table: how many seeds to compute the systems without a language model for, starting at `seed`."""
     weights: bool = False

@@ -1,5 +1,7 @@
 """The analyses: hand-computed cases, planted alignments, and the steps on the small runs."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,10 +13,12 @@ from sellarec.analysis.what_if import Explorer
 from sellarec.config import make_config
 from sellarec.errors import SellarecError
 from sellarec.evaluation import Interval, UserBootstrap, auc, mean_interval, uauc
+from sellarec.figures.attention import SEGMENT_COLOURS
 from sellarec.figures.style import COLOURS
 from sellarec.prompts import SOFT_TOKENS
 from sellarec.runs import Run
 from sellarec.systems.base import Workspace
+from sellarec.systems.registry import OVERALL, not_fair
 from sellarec.systems.rows import stage2_rows
 from sellarec.systems.sella_collab import aligned_parts
 from tests.conftest import SMALL
@@ -337,6 +341,43 @@ def test_every_systems_colour_can_be_seen_on_white():
 
     assert {name: c for name, c in COLOURS.items() if 1.05 / (luminance(c) + 0.05) < 3} == {}
     assert len(set(COLOURS.values())) == len(COLOURS)
+
+
+def seen(colour: str, by: np.ndarray) -> np.ndarray:
+    """A colour as CIELAB, seen by an eye that this matrix describes (Machado et al., 2009)."""
+    parts = np.array([int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)])
+    linear = by @ np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ linear.clip(0, 1) / (0.9505, 1, 1.089))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize(
+    "eye",
+    [
+        np.eye(3),
+        np.array([[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]]),
+        np.array([[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]]),
+    ],
+    ids=["usual", "deuteranopia", "protanopia"],
+)
+@pytest.mark.parametrize("together", [{n: COLOURS[n] for n in OVERALL}, SEGMENT_COLOURS], ids=["systems", "segments"])
+def test_colours_that_stand_together_are_told_apart_by_every_eye(together, eye):
+    places = {name: seen(colour, eye) for name, colour in together.items()}
+    near = [(a, b) for a, b in itertools.combinations(places, 2) if np.linalg.norm(places[a] - places[b]) < 11]
+    assert near == []
+
+
+def test_a_claim_over_baselines_does_not_hold_while_some_are_no_fair_ones(small_workspace, monkeypatch):
+    good = claims.Gain(Interval(0.2, 0.1, 0.3), 99, 99.0)
+    monkeypatch.setattr(claims, "_gain", lambda *_: good)
+    for name in ("mf", "sasrec"):
+        small_workspace.run(name)
+    assert claims._beats(small_workspace, "it beats", "Table 3", ["mf", "sella"]).verdict == "holds"
+    told = claims._beats(small_workspace, "it beats", "Table 3", ["mf", "sasrec", "sella"])
+    assert told.verdict == "undecided" and told.evidence.endswith("No fair baselines here: SASRec")
+    assert "collm" in not_fair(make_config("quick", "ml-1m"))
+    assert "collm" not in not_fair(make_config("quick-paper", "ml-1m"))
 
 
 def test_axis_labels_that_would_touch_share_a_place():

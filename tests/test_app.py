@@ -124,6 +124,7 @@ def test_bad_ids_in_the_url_get_a_kind_answer(page):
         ("user_item", {"user": "²"}, "'²' is not a user to show"),
         ("user_item", {"user": "nobody"}, "'nobody' is not a user to show; users with scored test rows are among"),
         ("why", {"user": 999}, "'999' is not a user to show"),
+        ("user_item", {"user": "9" * 5000}, "999' is not a user to show"),
         ("user_item", {"item": -3}, "'-3' is not an item to show; ids go from 1 to 30"),
     ):
         app = page(name, **query)

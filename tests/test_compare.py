@@ -65,6 +65,12 @@ def test_validation_rows_and_parts_have_their_own_numbers(store):
         assert found.empty  # there is no other one
 
 
+def test_a_folder_of_runs_is_not_taken_for_a_damaged_one_that_may_be_deleted(store):
+    with pytest.raises(SellarecError, match=r"not a whole run\. Name a system, or the folder of one run") as told:
+        runs_named(store, ["counting", str(store.root)])
+    assert "Delete" not in str(told.value)
+
+
 def test_runs_of_other_settings_are_named_by_their_folder(store):
     other = store.variant({"mf.dim": 4}).run("mf_bias")
     overall, found = compare(runs_named(store, ["mf_bias", str(other.folder)]))

@@ -121,6 +121,10 @@ def test_doctor_says_what_is_chosen_and_what_is_missing(capsys, monkeypatch):
         (["run", "mf", "--ctrl.batch", "1"], "ctrl.batch is 1; it must be at least 2"),
         (["run", "mf", "--stage3.cold-users", "2"], "stage3.cold_users is 2.0; it must be at most 1"),
         (["run", "mf", "--stage1.learning-rate", "-1"], "stage1.learning_rate is -1.0; it must be above 0"),
+        (
+            ["run", "mf", "--stage1.checkpoint-seconds", "nan"],
+            "stage1.checkpoint_seconds is nan; it must be at least 0",
+        ),
         (["fetch", "ml1m"], "Did you mean 'ml-1m'"),
         (["profile", "ful"], "Did you mean 'full'"),
         (["profile", "quick", "--dataset", "ml1m"], "Did you mean 'ml-1m'"),
@@ -130,6 +134,11 @@ def test_bad_words_end_with_one_clear_line(words, message):
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
     assert message in str(stop.value.code) and str(stop.value.code).startswith("sellarec: ")
+
+
+def test_a_store_that_is_a_file_is_said_to_be_no_folder(planted_table):
+    with pytest.raises(SystemExit, match=r"^sellarec: .*planted\.csv.*: Not a directory\.$"):
+        cli.main(["run", "mf", "--dataset", str(planted_table), "--profile", "smoke", "--runs", str(planted_table)])
 
 
 def test_of_a_repeated_profile_the_last_one_holds():

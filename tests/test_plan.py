@@ -1,6 +1,7 @@
 """What `sellarec plan` foretells, against what happens."""
 
 import dataclasses
+import math
 import re
 
 import pytest
@@ -16,7 +17,7 @@ from sellarec.backbone.loading import choose_placement
 from sellarec.backbone.lora import add_lora
 from sellarec.config import change_config, make_config
 from sellarec.errors import SellarecError
-from sellarec.machine import Machine, describe_machine, matmul_rate
+from sellarec.machine import V1_FILES, Machine, _free_memory, describe_machine, matmul_rate
 from sellarec.plan.text import TOO_SMALL, described
 from sellarec.prompts import Prompt
 from sellarec.settings import LoraSettings
@@ -223,6 +224,34 @@ def test_another_machine_is_named_whole_and_this_one_is_measured():
         describe_machine(device="tpu", memory=1.0, tflops=1.0)
     with pytest.raises(SellarecError, match=r"dtype 'bf16' is not known\. Valid: auto, float32, bfloat16"):
         describe_machine("bf16", device="cuda", memory=1.0, tflops=1.0)
+    for number in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(SellarecError, match=r"--tflops is .*; it must be above 0"):
+            describe_machine(device="cpu", memory=1.0, tflops=number)
+        with pytest.raises(SellarecError, match=r"--memory is .*; it must be above 0"):
+            describe_machine(memory=number, tflops=1.0)
+
+
+@pytest.mark.parametrize(
+    ("listed", "group", "files"),
+    [
+        ("0::/job/step\n", "job", ("memory.max", "memory.current", "inactive_file 300\n")),
+        ("5:cpu:/x\n4:memory:/job\n", "memory/job", (*V1_FILES, "inactive_file 9\ntotal_inactive_file 300\n")),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_free_memory_is_what_a_jobs_limit_leaves(tmp_path, listed, group, files):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   8 kB\n")
+    assert _free_memory(tmp_path) == 8192
+    (tmp_path / "proc/self/cgroup").write_text(listed)
+    folder = tmp_path / "sys/fs/cgroup" / group
+    (folder / "step").mkdir(parents=True)
+    for name, text in zip((*files[:2], "memory.stat"), ("5000\n", "1000\n", files[2]), strict=True):
+        (folder / name).write_text(text)
+    (folder / "step/memory.max").write_text("max\n")
+    assert _free_memory(tmp_path) == 5000 - (1000 - 300)
+    (folder / files[0]).write_text("max\n" if "max" in files[0] else str(2**63))
+    assert _free_memory(tmp_path) == 8192
 
 
 def test_several_processes_share_the_work_and_split_weights(planned, deep):

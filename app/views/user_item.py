@@ -96,7 +96,8 @@ def edited(case: Case) -> Case:
     names = {n: t for n, t in {"user": USER, "item": ITEM, "warm": WARM}.items() if t in case.tokens}
     a, b, c = st.columns(3)
     shown = a.pills("soft tokens", list(names), selection_mode="multi", default=list(names))
-    removed = b.multiselect("take titles out of the history", sorted(set(case.history)), format_func=title_of)
+    listed = case.listed(work.config.prompt.history)
+    removed = b.multiselect("take titles out of the history", sorted(set(listed)), format_func=title_of)
     added = c.multiselect("add liked titles, the latest", range(1, len(titles)), format_func=title_of)
     d, e, f = st.columns(3)
     choices = [None, *range(1, len(titles))]
@@ -106,7 +107,7 @@ def edited(case: Case) -> Case:
     )
     user_token = int(f.number_input("make the user token of user (0: the own user)", 0, work.dataset.n_users, 0))
 
-    history = (*(i for i in case.history if i not in removed), *added)
+    history = (*(i for i in listed if i not in removed), *added)
     case = dataclasses.replace(case, history=history, tokens=tuple(t for n, t in names.items() if n in shown))
     if target:
         case = dataclasses.replace(case, item=target, of_item=ask(work, "counts", "item", target))

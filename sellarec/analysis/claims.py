@@ -13,7 +13,7 @@ from sellarec.analysis import alignment, slices, step0
 from sellarec.errors import NotComputed
 from sellarec.evaluation import FEWEST_USERS, Interval, UserBootstrap, mean_interval
 from sellarec.systems.base import Workspace
-from sellarec.systems.registry import TABLES, find_system
+from sellarec.systems.registry import NOT_FAIR, TABLES, find_system, not_fair
 from sellarec.systems.variants import ABLATIONS
 
 HOLDS, FAILS, UNDECIDED, NOT_ASKED = "holds", "does not hold", "undecided", "not asked"
@@ -96,16 +96,19 @@ def _gain(work: Workspace, other: str, mask: np.ndarray | None = None) -> Gain:
 
 
 def _beats(work: Workspace, text: str, source: str, names: list[str]) -> Claim:
-    """That SeLLa-Rec is better than each of some systems; the evidence is of the hardest of those that decide it."""
+    """That SeLLa-Rec is better than each of some systems; the evidence is of the hardest of those that decide it. It
+    cannot hold where some of them were no fair baselines."""
     others = [n for n in names if n != "sella"]
     gains = {name: _gain(work, name) for name in others if work.is_done(name)}
     verdicts = [gain.verdict for gain in gains.values()]
-    all_there = len(gains) == len(others)
-    total = FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} and all_there else UNDECIDED
+    all_there, unfair = len(gains) == len(others), [_label(n) for n in not_fair(work.config) if n in gains]
+    all_hold = set(verdicts) == {HOLDS} and all_there and not unfair
+    total = FAILS if FAILS in verdicts else HOLDS if all_hold else UNDECIDED
     deciding = [n for n in gains if gains[n].verdict == total] or list(gains)
     hardest = min(deciding, key=lambda n: gains[n].auc.value)
     there = f"{len(gains)}" if all_there else f"{len(gains)} in the store, of {len(others)}"
     evidence = f"better than {verdicts.count(HOLDS)} of {there}; hardest is {_label(hardest)}: {gains[hardest]}"
+    evidence += f". No fair baselines here: {', '.join(unfair)}" if unfair else ""
     return Claim(text, source, total, evidence)
 
 
@@ -114,7 +117,8 @@ def _tokens_help(work: Workspace) -> Iterator[Claim]:
     yield Claim("Stage 3, its tokens and its rows, improves on stage 1", "Table 3", gain.verdict, str(gain))
     if work.is_done("tallrec_further"):
         gain = _gain(work, "tallrec_further")
-        yield Claim("Soft tokens improve on text tuned on the same rows", "Table 3", gain.verdict, str(gain))
+        said = f"{gain}. No fair baseline: {NOT_FAIR['tallrec_further']}"
+        yield Claim("Soft tokens improve on text tuned on the same rows", "ours", gain.verdict, said)
 
 
 def _improves_warm_and_cold(work: Workspace) -> Iterator[Claim]:

@@ -56,6 +56,11 @@ class Case:
     of_item_token: Counts = (0, 0)
     warm_token: int | None = None
 
+    def listed(self, most: int) -> tuple[int, ...]:
+        """The likes that a prompt of so many titles lists. To leave one out, first leave out all others: an earlier
+        like would take its place."""
+        return self.history[max(0, len(self.history) - most) :]
+
     def without_title(self, position: int) -> Case:
         """The case without one liked item."""
         return dataclasses.replace(self, history=self.history[:position] + self.history[position + 1 :])
@@ -259,9 +264,7 @@ class Explorer:
 def interventions(explorer: Explorer, case: Case, swap_user: int, swap_item: int) -> dict[str, Case]:
     """The changes whose effect on the log-odds is worth a look: each listed title and each soft token left out, and
     the user and item tokens made of another user and item, in this order."""
-    listed = min(len(case.history), explorer.work.config.prompt.history)
-    # earlier likes would take the place of a title that is left out
-    case = dataclasses.replace(case, history=case.history[len(case.history) - listed :])
+    case = dataclasses.replace(case, history=case.listed(explorer.work.config.prompt.history))
     names = [explorer.dataset.distinct_titles[item] for item in case.history]
     names = [name if names.count(name) == 1 else f"{name}, title {n}" for n, name in enumerate(names, start=1)]
     out = {f"without {name}": case.without_title(n) for n, name in enumerate(names)}

@@ -15,10 +15,10 @@ SEGMENT_COLOURS = {
     "history": "#E69F00",
     "user record": "#56B4E9",
     "target": "#009E73",
-    "genres": "#44AA99",
+    "genres": "#B8DE6F",
     "item record": "#0072B2",
     "expectation": "#332288",
-    "<User_ID>": "#CC79A7",
+    "<User_ID>": "#E377C2",
     "<Item_ID>": "#D55E00",
     "<Warm_ID>": "#882255",
 }

@@ -130,20 +130,25 @@ def slices_figure(table: pd.DataFrame, title: str, note: str = "") -> go.Figure:
     return titled(figure, title, note)
 
 
+MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "hexagon")
+"""Lines that cross are told apart by more than their colours."""
+
+
 def reliability_figure(curves: dict[str, pd.DataFrame], labels: dict[str, str], note: str = "") -> go.Figure:
     """Share of likes against predicted probability, a line for each system; on the diagonal they agree."""
     figure = go.Figure()
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "color": "#888888"}, name="perfectly calibrated"
     )
-    for name, curve in curves.items():
+    for n, (name, curve) in enumerate(curves.items()):
         figure.add_scatter(
             x=curve["probability"],
             y=curve["liked"],
             customdata=curve["rows"],
             mode="lines+markers",
             name=labels[name],
-            line={"color": COLOURS.get(name, "#333333")},
+            line={"color": COLOURS.get(name, "#333333"), "dash": ("solid", "dash", "dashdot")[n % 3]},
+            marker={"symbol": MARKERS[n % len(MARKERS)], "size": 8},
             hovertemplate="said %{x:.2f}, liked %{y:.2f}<br>%{customdata:,} rows<extra>%{fullData.name}</extra>",
         )
     figure.update_layout(**LAYOUT, **LEGEND_BELOW, height=520)

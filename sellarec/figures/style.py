@@ -9,18 +9,18 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
-# After Okabe and Ito's palette and Tol's muted one, distinct for colour-blind readers; pale tones are darker here, so
-# that each has a contrast of 3 against white. One colour per system everywhere.
+# After Okabe and Ito's palette and Tol's muted one; pale tones are darker here, so that each has a contrast of 3
+# against white. The overall table's rows are distinct for colour-blind readers too. One colour per system everywhere.
 COLOURS = {
-    "counting": "#8C8C8C",
+    "counting": "#666666",
     "mlp_records": "#000000",
     "mf": "#3E9BC8",
     "mf_bias": "#0072B2",
     "sella_collab": "#009E73",
     "mlp_control": "#CC79A7",
-    "zero_shot": "#A89200",
-    "tallrec": "#C47F00",
-    "tallrec_further": "#7A4B00",
+    "zero_shot": "#8F9A30",
+    "tallrec": "#7A4B00",
+    "tallrec_further": "#B07D2B",
     "sella": "#D55E00",
     "lightgcn": "#6C8EBF",
     "sasrec": "#332288",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -19,7 +19,7 @@ from sellarec.analysis.claims import claims
 from sellarec.profiles import without_additions
 from sellarec.report.notebooks import notebook_html, notebook_title
 from sellarec.systems.base import Workspace
-from sellarec.systems.registry import TABLES
+from sellarec.systems.registry import TABLES, find_system, not_fair
 
 STORY = (
     ("The data", "00_data", "00_timeline", "Split by time: training, then validation, then test."),
@@ -95,6 +95,7 @@ items) and are not adjusted for their number; another seed would move the values
 <div class="scroll">{_claims_html(work)}</div>
 <h2>Every system</h2>
 <div class="scroll">{tables.pretty(overall).to_html(border=0)}</div>
+{_not_fair(work, shown)}
 {"".join(_chapter(folder, *chapter) for chapter in STORY if chapter[1] in made)}
 <h2>Notebooks, executed</h2><ul>{links}</ul>
 {_left_out_html(left_out)}
@@ -110,17 +111,19 @@ def _ours(work: Workspace) -> str:
     """What has to be said where the method is not the paper's."""
     if without_additions(work.config):
         return ""
-    told = ""
-    if work.config.stage2.hold_out and any(work.is_done(name) for name in ("collm", "binllm")):
-        told = (
-            " CoLLM-MF's and BinLLM's factorisations have learnt from stage 3's rows, so that these two read labels "
-            "off the counts: differences to them say nothing about their methods."
-        )
     return (
         " <b>The method is not quite the paper's</b>: by our default its prompts and tokens also hold what "
         "the training part counts about user and item, genres and year; <code>--profile quick-paper</code> leaves "
-        f"that out.{told}"
+        "that out."
     )
+
+
+def _not_fair(work: Workspace, shown: Iterable[str]) -> str:
+    """Of the systems in the table the ones that differences say little of."""
+    reasons = {find_system(name).label: why for name, why in not_fair(work.config).items() if name in {*shown}}
+    lines = "".join(f"<li>{escape(label)}: {escape(why)}</li>" for label, why in reasons.items())
+    heading = "<p>No fair baselines here; a difference to them says little of their methods:</p>"
+    return f"{heading}<ul>{lines}</ul>" if lines else ""
 
 
 def _left_out_html(left_out: Mapping[str, str]) -> str:

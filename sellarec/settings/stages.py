@@ -104,7 +104,7 @@ class TrainConfig(Settings):
 
     def check(self, group: str) -> None:
         at_least(self, group, rows=1, epochs=1, batch=1, accumulate=1, evaluations=1)
-        at_least(self, group, cold_users=0, warmup=0, weight_decay=0)
+        at_least(self, group, cold_users=0, warmup=0, weight_decay=0, checkpoint_seconds=0)
         at_most(self, group, cold_users=1, warmup=1)
         above_zero(self, group, "learning_rate")
 

@@ -146,8 +146,6 @@ class Workspace:
 
     def _ensure(self, system: System, *, weights: bool = False) -> Run:
         variant, key = self.variant(system.changes), self.key(system)
-        for name in system.needs:
-            variant.run(name)
         opened = self._opened.get(key.digest)
         if opened and (opened.has_weights or not weights):
             return opened
@@ -156,6 +154,8 @@ class Workspace:
                 way = f"Compute them with: {self.command('run', system.name, '--weights')}"
                 raise NotComputed(f"{system.label} was published without its weights. {way}")
             raise NotComputed(f"{system.label} is not in the run store {self.root}. {self.way_to(system)}")
+        for name in system.needs:
+            variant.run(name)
         run = ensure_run(self.root, key, lambda run: variant._compute(system, run), weights=weights)
         self._opened[key.digest] = run
         return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sellarec.errors import SellarecError, nearest
+from sellarec.settings import Config
 from sellarec.systems import (
     binllm,
     counting,
@@ -69,6 +70,26 @@ TABLES = {
 }
 """The paper's comparison and its ablation, in their order, each with rows of ours; what separates two
 explanations of these; and the ablation of the control."""
+
+_STARTS_AGAIN = "its tuning starts again at stage 1's rate, which it does not recover from"
+_READS_LABELS = "its factorisation has learnt stage 3's rows, whose labels the prompt's counts then give away"
+
+NOT_FAIR = {
+    "sasrec": "its published settings drive its attention to zero: it reads no history",
+    "din": "its history does not help it: on MovieLens-1M it is better without one",
+    "prompt4nr": _STARTS_AGAIN,
+    "tallrec_further": _STARTS_AGAIN,
+    "person_prompt": "its rate, CoLLM's, is a hundred times that of SeLLa-Rec's tables",
+    "collm": _READS_LABELS,
+    "binllm": _READS_LABELS,
+}
+"""Baselines that a difference says little of, and why (measured on MovieLens-1M, docs/results.md)."""
+
+
+def not_fair(config: Config) -> dict[str, str]:
+    """What of `NOT_FAIR` applies under a configuration: without counts in the prompt no label can be read off them."""
+    counts = config.prompt.user_profile or config.prompt.item_profile
+    return {name: why for name, why in NOT_FAIR.items() if counts or why != _READS_LABELS}
 
 
 def find_system(name: str) -> System:
