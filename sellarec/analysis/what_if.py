@@ -57,8 +57,8 @@ class Case:
     warm_token: int | None = None
 
     def listed(self, most: int) -> tuple[int, ...]:
-        """The likes that a prompt of so many titles lists. To leave one out, first leave out all others: an earlier
-        like would take its place."""
+        """The likes that a prompt of at most so many titles lists. Of a longer history, an earlier like would take the
+        place of one that is left out."""
         return self.history[max(0, len(self.history) - most) :]
 
     def without_title(self, position: int) -> Case:
