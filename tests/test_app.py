@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -243,6 +244,33 @@ def test_disagreements_are_sorted_and_filtered(page, store):
     assert not app.dataframe[0].value["warm"].any()
 
 
+def test_settings_of_an_own_table_stay_with_it(page, store, tmp_path, monkeypatch):
+    shutil.copytree(store.root, tmp_path / "runs")
+    other = tmp_path / "runs/ml-100k/no-llm/mf/0-abc"
+    other.mkdir(parents=True)
+    (other / "config.json").write_text(json.dumps({"dataset": "ml-100k", "backbone": "b"}))
+    monkeypatch.setenv("SELLAREC_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    app = page(runs=tmp_path / "runs", other_settings={"data.domain": "song"})
+    next(s for s in app.selectbox if s.label == "dataset").select("ml-100k").run()
+    assert "data.domain" not in words(app) and "sellarec fetch ml-100k" in words(app)
+
+
+def test_taking_a_listed_title_away_lets_no_earlier_one_in(page, store):
+    rows, listed = store.part("test"), store.config.prompt.history
+    row = next(r for r in rows.index[::-1] if len(store.dataset.history(r)) > listed)
+    app = page("user_item", user=rows.loc[row, "user"], item=rows.loc[row, "item"])
+    assert not app.metric[1].delta and prompt(app).count('"') == 2 * (listed + 1)
+    removal = next(m for m in app.multiselect if m.label == "take titles out of the history")
+    assert len(removal.options) == listed
+    removal.select(removal.options[0]).run()
+    assert prompt(app).count('"') == 2 * listed
+
+
+def prompt(app):
+    return next(c.value for c in app.code if c.value.startswith("The user rated"))
+
+
 def test_the_way_from_a_disagreement_stays_with_what_the_sidebar_chose(page, store):
     store.variant({"seed": 7}).run("mf")
     links = page("disagreements", seed=7).dataframe[0].value["open"]
@@ -253,8 +281,6 @@ def test_the_way_from_a_disagreement_stays_with_what_the_sidebar_chose(page, sto
     ("damaged", "seen_on"), [("mf/*/scores.parquet", "overview"), ("alignment_map/*/map.parquet", "alignment_map")]
 )
 def test_a_damaged_run_is_named_and_the_other_pages_stand(page, store, tmp_path, damaged, seen_on):
-    import shutil
-
     shutil.copytree(store.root, tmp_path / "runs", dirs_exist_ok=True)
     table = next((tmp_path / "runs").glob(f"*/*/{damaged}"))
     table.write_bytes(table.read_bytes()[:-10])
@@ -264,8 +290,6 @@ def test_a_damaged_run_is_named_and_the_other_pages_stand(page, store, tmp_path,
 
 
 def test_a_map_that_is_not_there_yet_is_asked_for_beside_its_neighbours(page, store, tmp_path):
-    import shutil
-
     shutil.copytree(store.root, tmp_path / "runs", ignore=shutil.ignore_patterns("alignment_map"))
     app = page("alignment_map", runs=tmp_path / "runs")
     assert not app.exception and not app.error and len(app.dataframe) == 2
@@ -273,8 +297,6 @@ def test_a_map_that_is_not_there_yet_is_asked_for_beside_its_neighbours(page, st
 
 
 def test_a_run_that_was_begun_shows_as_such(page, store, tmp_path):
-    import shutil
-
     shutil.copytree(store.root, tmp_path / "runs")
     folder = tmp_path / "runs" / store.run("sella").folder.relative_to(store.root)
     work = folder.rename(folder.with_name(f".work-{folder.name}"))
@@ -285,8 +307,6 @@ def test_a_run_that_was_begun_shows_as_such(page, store, tmp_path):
 
 def test_a_missing_backbone_is_named_with_what_to_do(page, store, tmp_path):
     """The runs are there, but the folder of the model that they need is not."""
-    import shutil
-
     folder = Path(store.config.backbone)
     kept = shutil.move(folder, tmp_path / "elsewhere")
     st.cache_resource.clear()

@@ -107,7 +107,8 @@ def edited(case: Case) -> Case:
     )
     user_token = int(f.number_input("make the user token of user (0: the own user)", 0, work.dataset.n_users, 0))
 
-    history = (*(i for i in listed if i not in removed), *added)
+    kept = [i for i in listed if i not in removed] if removed else case.history  # no earlier title moves up
+    history = (*kept, *added)
     case = dataclasses.replace(case, history=history, tokens=tuple(t for n, t in names.items() if n in shown))
     if target:
         case = dataclasses.replace(case, item=target, of_item=ask(work, "counts", "item", target))
