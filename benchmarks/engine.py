@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import plain
 from measuring import Table, seconds
 
+from sellarec.backbone.attention import using_attention
 from sellarec.backbone.engine import TOKEN_BUDGET, log_odds, plan_batches, score_rows, without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow, wrap_language_model
 from sellarec.backbone.loading import attention_on, choose_placement, load_shape, of_layers
@@ -82,6 +83,8 @@ class Options:
     """Parts in which the engine takes the batch of a training step; the plain way takes it whole."""
     budgets: tuple[int, ...] = ()
     """Also score with so many padded tokens at once, instead of the device's number."""
+    attentions: tuple[str, ...] = ()
+    """Also measure the engine with these implementations of attention instead of its own: eager, sdpa."""
     tasks: tuple[str, ...] = tuple(t for t in TASKS if t not in ASKED_FOR)
     """What is measured, of: scoring, ranking, stage3, stage1, stage2, bootstrap; and only if asked for: operations, in
     which of torch's operations a batch of scoring spends its time, and compiled, scoring with the small operations of
@@ -110,6 +113,13 @@ class Bench:
             self.plain_ways["plain float32"] = exact.with_model(exact.model.float())
             if self.work.base_dtype != "float32":
                 self.plain_ways[f"plain {self.work.base_dtype}"] = self.lm
+
+    def engine(self, task: str, way: str, work: Callable[[], object], amount: int, *rest: float, **more: float) -> None:
+        """Measure the engine, with its attention and with the others that are asked for."""
+        self.table.measure(task, way, work, amount, *rest, **more)
+        for name in self.options.attentions:
+            with using_attention(self.lm, name):
+                self.table.measure(task, f"{way}, {name}", work, amount, *rest)
 
     def kept(self, rows: Sequence[TokenRow], folder: str) -> Any:
         """The rows' prefix cache in a folder; None on a GPU, where nothing is kept."""
@@ -143,9 +153,7 @@ class Bench:
                 task, "llama.cpp, same GGUF", lambda: by_llama_cpp(rows), len(rows), tokens, **gaps(found)
             )
         found = score_rows(self.lm, rows, label="")
-        self.table.measure(
-            task, "engine", lambda: score_rows(self.lm, rows, label=""), len(rows), tokens, **gaps(found)
-        )
+        self.engine(task, "engine", lambda: score_rows(self.lm, rows, label=""), len(rows), tokens, **gaps(found))
         for budget in self.options.budgets:
             limited = lambda budget=budget: score_rows(self.lm, rows, token_budget=budget, label="")  # noqa: E731
             self.table.measure(task, f"engine, {budget:,} at once", limited, len(rows), tokens)
@@ -158,7 +166,7 @@ class Bench:
                     task, "prefix cache, filled", lambda: next(fresh), len(rows), sum(len(r.prefix) for r in cut)
                 )
                 again = lambda: score_rows(self.lm, cut, kept=kept, label="")  # noqa: E731
-                self.table.measure(task, "engine, prefixes cached", again, len(rows), tokens, **gaps(again()))
+                self.engine(task, "engine, prefixes cached", again, len(rows), tokens, **gaps(again()))
 
     def compiled(self) -> None:
         fresh = self.work.fresh_model()
@@ -185,7 +193,7 @@ class Bench:
                 "rank the catalogue", way, lambda lm=lm: plain.scores(lm, few), len(few), sum(map(len, few))
             )
         engine = lambda: score_rows(self.lm, rows, label="")  # noqa: E731
-        self.table.measure("rank the catalogue", "engine", engine, len(rows), sum(map(len, rows)))
+        self.engine("rank the catalogue", "engine", engine, len(rows), sum(map(len, rows)))
 
     def stage3(self) -> None:
         few = self.rows[: max(16, len(self.rows) // 4)]
@@ -207,11 +215,11 @@ class Bench:
                 np.arange(len(cut)), label, optimizer, lambda at: log_odds(lm, [cut[i] for i in at], vectors(at), kept)
             )
 
-        self.table.measure("train stage 3", "engine, first epoch", lambda: ours(None), len(few), tokens, 2)
+        self.engine("train stage 3", "engine, first epoch", lambda: ours(None), len(few), tokens, 2)
         with tempfile.TemporaryDirectory() as folder:
             kept = self.kept(cut, folder)
             if kept:
-                self.table.measure("train stage 3", "engine, prefixes cached", lambda: ours(kept), len(few), tokens, 2)
+                self.engine("train stage 3", "engine, prefixes cached", lambda: ours(kept), len(few), tokens, 2)
 
     def stage1(self) -> None:
         rows = self.texts[: max(16, len(self.texts) // 4)]
@@ -226,7 +234,7 @@ class Bench:
         def ours() -> None:
             self.steps(order, label, optimizer, lambda at: log_odds(lm, [without_prefix(rows[i]) for i in at]))
 
-        self.table.measure("train stage 1", "engine", ours, len(rows), tokens, 2)
+        self.engine("train stage 1", "engine", ours, len(rows), tokens, 2)
 
     def steps(
         self,

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sellarec.backbone import grouped
-from sellarec.backbone.attention import showing_attention
+from sellarec.backbone.attention import using_attention
 from sellarec.backbone.engine import log_odds
 from sellarec.backbone.language_model import TokenRow, open_language_model
 from sellarec.backbone.loading import attention_on
@@ -56,11 +56,11 @@ def test_only_backbones_that_share_keys_and_values_as_usual_get_it():
         assert attention_on("cpu", AutoConfig.for_model(other)) == "eager"
 
 
-def test_the_engine_uses_it_and_goes_back_to_it_after_showing_attention(llama):
+def test_the_engine_uses_it_and_goes_back_to_it_after_another(llama):
     lm = open_language_model(str(llama), "float32")
     usual = attention_on(lm.placement.device.type, lm.model.config)
     assert lm.model.config._attn_implementation == usual
-    with showing_attention(lm):
+    with using_attention(lm, "eager"):
         assert lm.model.config._attn_implementation == "eager"
     assert lm.model.config._attn_implementation == usual
 

@@ -14,6 +14,9 @@ from sellarec.backbone.engine import embed, prefixes_of
 from sellarec.backbone.language_model import LanguageModel, TokenRow, body_of
 from sellarec.errors import SellarecError
 
+SHOWS_WEIGHTS = "eager"
+"""The only implementation of attention that does."""
+
 
 @torch.no_grad()
 def attention_weights(lm: LanguageModel, row: TokenRow, soft: dict[str, Tensor] | None = None) -> np.ndarray:
@@ -26,7 +29,7 @@ def attention_weights(lm: LanguageModel, row: TokenRow, soft: dict[str, Tensor] 
         SellarecError: the backbone's attention does not give its weights away.
     """
     embeds = embed(lm, torch.tensor([row.prefix + row.suffix]), soft)
-    with showing_attention(lm), lm.precision():
+    with using_attention(lm, SHOWS_WEIGHTS), lm.precision():
         layers = _attention_of(body_of(lm.model)(inputs_embeds=embeds, output_attentions=True))
     return torch.stack([layer[0].float() for layer in layers]).cpu().numpy()
 
@@ -51,7 +54,7 @@ def answer_and_attention(
         prefixes[row.prefix] = prefixes_of(lm, [row])[0]
     past = copy.deepcopy(prefixes.get(row.prefix))  # a pass writes into it
     embeds = embed(lm, torch.tensor([row.suffix]), soft)
-    with showing_attention(lm), lm.precision():
+    with using_attention(lm, SHOWS_WEIGHTS), lm.precision():
         out = body_of(lm.model)(
             inputs_embeds=embeds, past_key_values=past, use_cache=past is not None, output_attentions=True
         )
@@ -68,11 +71,11 @@ def _attention_of(out: object) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def showing_attention(lm: LanguageModel) -> Iterator[None]:
-    """Within it the model uses the only kind of attention that shows its weights."""
+def using_attention(lm: LanguageModel, name: str) -> Iterator[None]:
+    """Within it the model uses the implementation of attention that transformers knows by a name."""
     usual = lm.model.config._attn_implementation
     try:
-        lm.model.set_attn_implementation("eager")
+        lm.model.set_attn_implementation(name)
         yield
     finally:
         lm.model.set_attn_implementation(usual)
