@@ -171,7 +171,7 @@ def _app(argv: list[str]) -> None:
     script = _of_checkout("app/main.py")
     given = as_parameters(options.profile, options.config) | {"runs": str(options.runs.resolve())}
     words = [sys.executable, "-m", "streamlit", "run", str(script)]
-    words += ["--server.address", "localhost", "--server.port", str(options.port)]
+    words += ["--server.address", "localhost", "--server.port", str(options.port), "--server.showEmailPrompt", "false"]
     words += [
         "--client.toolbarMode",
         "minimal",

@@ -357,6 +357,7 @@ def test_the_command_binds_to_localhost_and_passes_the_settings(monkeypatch, tmp
     cli.main(["app", "--profile", "smoke", "--seed", "3", "--stage3.rows", "5", "--runs", str(tmp_path), "--headless"])
     argv = called[0]
     assert argv[argv.index("--server.address") + 1] == "localhost"
-    assert argv[argv.index("--browser.gatherUsageStats") + 1] == "false"
+    for asked in ("--browser.gatherUsageStats", "--server.showEmailPrompt"):
+        assert argv[argv.index(asked) + 1] == "false"
     given = json.loads(argv[-1])
     assert given["seed"] == 3 and given["changes"] == {"stage3.rows": 5} and given["runs"] == str(tmp_path)
