@@ -1,7 +1,5 @@
 """The analyses: hand-computed cases, planted alignments, and the steps on the small runs."""
 
-import itertools
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,13 +10,10 @@ from sellarec.analysis.alignment import Clouds
 from sellarec.analysis.what_if import Explorer
 from sellarec.config import make_config
 from sellarec.errors import SellarecError
-from sellarec.evaluation import Interval, UserBootstrap, auc, mean_interval, uauc
-from sellarec.figures.attention import SEGMENT_COLOURS
-from sellarec.figures.style import COLOURS
+from sellarec.evaluation import UserBootstrap, auc, mean_interval, uauc
 from sellarec.prompts import SOFT_TOKENS
 from sellarec.runs import Run
 from sellarec.systems.base import Workspace
-from sellarec.systems.registry import OVERALL, not_fair
 from sellarec.systems.rows import stage2_rows
 from sellarec.systems.sella_collab import aligned_parts
 from tests.conftest import SMALL
@@ -265,27 +260,6 @@ def test_strangers_are_others_and_always_the_same(small_workspace):
     assert user != case.user and item != case.item and (user, item) == explorer.strangers(case)
 
 
-def test_a_claim_holds_only_if_its_interval_lies_above_zero():
-    for low, value, high, expected in (
-        (0.01, 0.02, 0.03, "holds"),
-        (-0.03, -0.02, -0.01, "does not hold"),
-        (-0.01, 0.02, 0.05, "undecided"),
-        (float("nan"), 0.1, float("nan"), "undecided"),
-    ):
-        assert claims.verdict(Interval(value, low, high)) == expected
-        assert claims.Gain(Interval(value, low, high), users=10, worth=10).verdict == expected
-
-
-def test_a_handful_of_users_decides_nothing_nor_do_metrics_that_disagree():
-    better, worse, open_ = Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1), Interval(-0.1, -0.3, 0.1)
-    few = claims.Gain(better, users=100, worth=9.4)
-    assert few.verdict == "undecided"
-    assert str(few) == "ΔAUC +0.2000 [+0.1000, +0.3000]; 100 users, worth 9 of equal weight: too few"
-    assert claims.Gain(better, 100, 50, uauc=worse).verdict == "undecided"
-    assert claims.Gain(better, 100, 50, uauc=open_).verdict == "holds"
-    assert claims.Gain(worse, 100, 50, uauc=open_).verdict == "does not hold"
-
-
 def test_without_a_warm_row_there_is_nothing_to_carry_over(planted_table, llama, tmp_path):
     table = pd.read_csv(planted_table)
     when = table["timestamp"]
@@ -307,108 +281,6 @@ def test_step_0_says_which_projection_each_condition_has(small_workspace):
         assert random.variant(changes).config == small_workspace.variant(changes).config
 
 
-def test_parts_of_one_class_leave_an_empty_figure_that_says_so(small_workspace):
-    rows = small_workspace.part("test")
-    liked = {"liked": (rows["label"] == 1).to_numpy()}
-    found = slices.metrics_on(small_workspace, ("counting",), liked)
-    assert found.empty and {"label", "part", "auc_low", "uauc_high"} <= set(found)
-    figure = figures.slices_figure(found, "Liked rows", "A note.")
-    assert not figure.data
-    assert figure.layout.title.subtitle.text.startswith("No part of the rows has both likes and dislikes. A note.")
-    assert tables.by_part(found, "auc").empty
-
-
 def test_alignment_of_one_item_is_undefined():
     one = Clouds(np.array([3]), *(np.ones((1, 4), dtype=np.float32) for _ in range(3)))
     assert alignment.alignment_numbers({"one": one}).isna().all(axis=None)
-
-
-def test_titles_are_text_and_no_markup():
-    effects = pd.DataFrame({"delta": [0.1, -0.2]}, index=["without <b>Heat</b>", "without <Warm_ID>"])
-    drawn = figures.effects_figure(effects, "delta", "").data[0]
-    assert list(drawn.y) == ["without &lt;b&gt;Heat&lt;/b&gt;", "without &lt;Warm_ID&gt;"]
-    points = pd.DataFrame({"condition": "c", "cloud": ["semantic", "collaborative"], "x": [0.0, 1.0], "y": 0.5})
-    points = points.assign(title="A <br> & B", genre="Drama", ratings=3, item=1)
-    text = figures.map_figure(points).data[0].text[0]
-    assert text == "A &lt;br&gt; &amp; B<br>Drama, 3 ratings"
-
-
-def test_every_systems_colour_can_be_seen_on_white():
-    def luminance(colour):
-        parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return np.dot([0.2126, 0.7152, 0.0722], linear)
-
-    assert {name: c for name, c in COLOURS.items() if 1.05 / (luminance(c) + 0.05) < 3} == {}
-    assert len(set(COLOURS.values())) == len(COLOURS)
-
-
-def seen(colour: str, by: np.ndarray) -> np.ndarray:
-    """A colour as CIELAB, seen by an eye that this matrix describes (Machado et al., 2009)."""
-    parts = np.array([int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)])
-    linear = by @ np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-    x, y, z = np.cbrt(to_xyz @ linear.clip(0, 1) / (0.9505, 1, 1.089))
-    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
-
-
-@pytest.mark.parametrize(
-    "eye",
-    [
-        np.eye(3),
-        np.array([[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]]),
-        np.array([[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]]),
-    ],
-    ids=["usual", "deuteranopia", "protanopia"],
-)
-@pytest.mark.parametrize("together", [{n: COLOURS[n] for n in OVERALL}, SEGMENT_COLOURS], ids=["systems", "segments"])
-def test_colours_that_stand_together_are_told_apart_by_every_eye(together, eye):
-    places = {name: seen(colour, eye) for name, colour in together.items()}
-    near = [(a, b) for a, b in itertools.combinations(places, 2) if np.linalg.norm(places[a] - places[b]) < 11]
-    assert near == []
-
-
-def test_a_claim_over_baselines_does_not_hold_while_some_are_no_fair_ones(small_workspace, monkeypatch):
-    good = claims.Gain(Interval(0.2, 0.1, 0.3), 99, 99.0)
-    monkeypatch.setattr(claims, "_gain", lambda *_: good)
-    for name in ("mf", "sasrec"):
-        small_workspace.run(name)
-    assert claims._beats(small_workspace, "it beats", "Table 3", ["mf", "sella"]).verdict == "holds"
-    told = claims._beats(small_workspace, "it beats", "Table 3", ["mf", "sasrec", "sella"])
-    assert told.verdict == "undecided" and told.evidence.endswith("No fair baselines here: SASRec")
-    assert "collm" in not_fair(make_config("quick", "ml-1m"))
-    assert "collm" not in not_fair(make_config("quick-paper", "ml-1m"))
-
-
-def test_axis_labels_that_would_touch_share_a_place():
-    tokens, segments = [f"t{n}" for n in range(80)], ["instruction"] * 80
-    for place, name in ((5, "history"), (40, "<Item_ID>"), (41, "<Warm_ID>"), (50, "target")):
-        segments[place] = name
-    figure = figures.attention_map_figure(tokens, segments, {"layer 1": np.eye(80)})
-    for axis in (figure.layout.xaxis, figure.layout.yaxis):
-        assert list(axis.ticktext) == ["history", "<Item_ID><br><Warm_ID>", "target"]
-        assert list(axis.tickvals) == [5, 40.5, 50]
-
-
-def test_claims_are_asked_of_what_is_in_the_store(small_workspace):
-    work = small_workspace
-    for name in ("sella", "tallrec", "mf", "no_warm_token"):
-        work.run(name)
-    found = {c.text: c for c in claims.claims(work)}
-    rows = work.part("test")
-    bootstrap = UserBootstrap(rows["user"].to_numpy(), rows["label"].to_numpy())
-    scores = work.test_scores("sella"), work.test_scores("no_warm_token")
-    gain, within = (bootstrap.interval(metric, *scores) for metric in ("auc", "uauc"))
-    asked = found["Worse with no warm token"]
-    assert f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" in asked.evidence
-    assert f"{rows['user'].nunique()} users" in asked.evidence
-    expected = claims.Gain(gain, bootstrap.users, bootstrap.worth["auc"], within)
-    assert asked.verdict == expected.verdict and asked.source == "Table 5" and str(expected) in asked.evidence
-    beats = found["SeLLa-Rec beats every baseline of the paper"]
-    assert "in the store, of 11" in beats.evidence and beats.verdict != "holds"  # not all of the table is there
-    assert found["It beats what we set beside them"].source == "ours"
-    assert "users" in found["Stage 3, its tokens and its rows, improves on stage 1"].evidence
-    assert "of the rows are of new users" in found["Stage 3 improves on stage 1 on cold rows"].evidence
-    unseen = found["It does so for items that it did not see: text and behaviour agree"]
-    assert "items left out" in unseen.evidence
-    assert "recall@10" in found["Contrastive learning brings an item's two vectors together"].evidence

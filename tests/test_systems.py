@@ -1,5 +1,6 @@
+"""The systems on the small runs: what they score, and what each stage trains."""
+
 import dataclasses
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -7,9 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
 
-from sellarec import runs
 from sellarec.analysis.alignment import after_stage_2
 from sellarec.collab.fit import fit_collab
 from sellarec.collab.mf import MatrixFactorization
@@ -19,12 +18,11 @@ from sellarec.data.open import open_dataset
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, uauc
 from sellarec.prompts import PromptWriter
-from sellarec.runs import Run
 from sellarec.settings import DataConfig, FitConfig, PromptConfig
 from sellarec.systems import counting
 from sellarec.systems.base import Workspace
-from sellarec.systems.registry import OVERALL, SYSTEMS, find_system
-from sellarec.systems.rows import row_inputs, stage1_rows, stage2_rows, stage3_rows
+from sellarec.systems.registry import OVERALL, find_system
+from sellarec.systems.rows import row_inputs, stage2_rows
 from sellarec.systems.scores import into_unit_interval, probabilities, sigmoid
 from sellarec.systems.sella import HybridModel, load_soft_tokens, new_soft_tokens
 from sellarec.systems.semantic import standardized
@@ -162,24 +160,6 @@ def test_each_part_of_the_soft_tokens_starts_at_its_share_of_a_word_embeddings_n
         assert part.norm(dim=1).mean().item() == pytest.approx(share * lm.token_norm(), rel=1e-3)
 
 
-def test_stage_2_never_sees_the_rows_of_stage_3_unless_these_are_all(small_workspace):
-    work = small_workspace
-    third, second, train = stage3_rows(work), stage2_rows(work), work.dataset.part("train")
-    assert len(third) == 32 and not set(third.index) & set(second.index)
-    assert not set(third.index) & set(stage1_rows(work).index)
-    assert len(third) + len(second) == len(train)
-    for change in ({"stage2.hold_out": False}, {"stage3.rows": None}):
-        other = Workspace(make_config("smoke", work.config.dataset, **{**SMALL, **change}), work.root)
-        assert stage2_rows(other).index.equals(train.index)
-
-
-def test_stage_2_says_when_it_can_hold_nothing_out(small_workspace, capsys):
-    small_workspace.variant({"stage3.rows": None}).run("sella_collab")
-    assert "stage 2 can hold none out" in capsys.readouterr().out
-    small_workspace.variant({"stage3.rows": None, "stage2.hold_out": False}).run("sella_collab")
-    assert "hold none out" not in capsys.readouterr().out
-
-
 def test_biases_and_records_reach_the_soft_tokens(small_workspace):
     work = small_workspace
     soft = load_soft_tokens(work, work.run("sella"))
@@ -244,99 +224,6 @@ def test_alignment_brings_own_vectors_nearer_than_others(planted_table, llama, t
     assert cosines["own, trained"] > cosines["another item's"] + 0.3
 
 
-def test_runs_are_reused_and_a_changed_setting_renews_only_what_depends_on_it(small_workspace, monkeypatch):
-    small_workspace.run("sella")
-    monkeypatch.setattr(Workspace, "_compute", lambda self, system, run: pytest.fail(f"computed {system.name} again"))
-    again = Workspace(small_workspace.config, small_workspace.root)
-    assert all(again.is_done(name) for name in OVERALL)
-    changed = dataclasses.replace(
-        small_workspace.config, stage3=dataclasses.replace(small_workspace.config.stage3, learning_rate=5e-4)
-    )
-    other = Workspace(changed, small_workspace.root)
-    assert other.is_done("sella_collab") and other.is_done("tallrec") and not other.is_done("sella")
-
-
-def test_the_same_run_twice_gives_the_same_bytes(planted_table, llama, tmp_path):
-    config = make_config("smoke", str(planted_table), backbone=str(llama), **SMALL)
-    manifests = [Workspace(config, tmp_path / n).run("sella").folder / "manifest.json" for n in "ab"]
-    assert manifests[0].read_bytes() == manifests[1].read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("stage1", "stage3", "shared"), [(100, 201, 0), (100, 250, 49), (301, 80, 80), (None, None, 301)]
-)
-def test_stage_3_takes_rows_of_stage_1_only_where_the_others_are_too_few(small_workspace, stage1, stage3, shared):
-    work = small_workspace.variant({"stage1.rows": stage1, "stage3.rows": stage3})
-    first, third = stage1_rows(work).index, stage3_rows(work).index
-    assert len(third) == (stage3 or 301) and third.is_monotonic_increasing and third.is_unique
-    assert len(first.intersection(third)) == shared
-
-
-def test_stage_2_learns_from_all_rows_where_stage_3_would_leave_it_a_handful(small_workspace):
-    held_out, none = (small_workspace.variant({"stage3.rows": n, "stage2.hold_out": True}) for n in (225, 226))
-    assert len(stage2_rows(held_out)) == 301 - 225 and len(stage2_rows(none)) == 301
-
-
-def test_seeds_are_those_that_the_store_has_runs_of(planted_table, tmp_path):
-    work = Workspace(make_config("smoke", str(planted_table), seed=20), tmp_path, computes=False)
-    assert work.seeds() == [20]
-    for place, name in zip([*work.places, tmp_path / "other"], ("3-abc", "12-abc", "5-abc"), strict=True):
-        (place / "mf" / name).mkdir(parents=True)
-    (work.places[0] / "mf" / ".work-7-abc").mkdir()
-    assert work.seeds() == [3, 12, 20]
-
-
-def test_a_kill_between_training_and_scoring_does_not_train_again(planted_table, tmp_path):
-    work = Workspace(make_config("smoke", str(planted_table), **SMALL), tmp_path)
-    calls = []
-
-    def fit(w, run: Run):
-        calls.append("fit")
-        run.append_log({"step": 1})
-
-    def die(w, run, rows):
-        calls.append("score")
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return np.linspace(0, 1, len(rows))
-
-    system = dataclasses.replace(SYSTEMS["counting"], fit=fit, score=die)
-    SYSTEMS["counting"] = system
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            work.run("counting")
-        run = work.run("counting")
-    finally:
-        SYSTEMS["counting"] = counting.SYSTEM
-    assert calls == ["fit", "score", "score"]
-    assert run.log["step"].tolist() == [1]
-    assert {p.name for p in run.folder.iterdir()} == {
-        "config.json",
-        "log.jsonl",
-        "manifest.json",
-        "metrics.json",
-        "scores.parquet",
-    }
-
-
-def test_a_kill_while_a_run_is_sealed_computes_nothing_again(planted_table, tmp_path, monkeypatch):
-    work = Workspace(make_config("smoke", str(planted_table), **SMALL), tmp_path)
-    hashes = runs._hashes
-
-    def die(folder):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(runs, "_hashes", die)
-    with pytest.raises(KeyboardInterrupt):
-        work.run("counting")
-    monkeypatch.setattr(runs, "_hashes", hashes)
-    monkeypatch.setitem(SYSTEMS, "counting", dataclasses.replace(counting.SYSTEM, fit=pytest.fail, score=pytest.fail))
-    run = Workspace(work.config, tmp_path).run("counting")
-    assert sorted(p.name for p in run.folder.iterdir()) == [
-        *("config.json", "manifest.json", "means.safetensors", "metrics.json", "scores.parquet")
-    ]
-
-
 def test_raw_logits_keep_their_order_far_from_zero_and_whoever_is_asked_beside_them():
     logits = np.array([-20.0, 0.0, 17.0, 18.0, 20.0, 200.0, 200.1], dtype=np.float32)
     found = probabilities(logits, raw_yes=True)
@@ -346,40 +233,12 @@ def test_raw_logits_keep_their_order_far_from_zero_and_whoever_is_asked_beside_t
     assert (np.diff(sigmoid(np.array([16, 17, 18, 30], dtype=np.float32))) > 0).all()  # in float32, three of them are 1
 
 
-def test_a_later_setting_leaves_the_keys_of_older_runs_alone(small_workspace):
-    usual = small_workspace.key(find_system("sella_collab")).settings
-    assert "without_contrast" not in usual["stage2"] and "domain" not in usual["data"]
-    other = small_workspace.variant({"stage2.without_contrast": 0.25}).key(find_system("sella_collab")).settings
-    assert other["stage2"] == {**usual["stage2"], "without_contrast": 0.25}
-
-
-def test_settings_that_change_no_result_change_no_key(small_workspace):
-    def key(name, **changes):
-        return small_workspace.variant({k.replace("__", "."): v for k, v in changes.items()}).key(find_system(name))
-
-    assert key("tallrec", stage1__checkpoint_seconds=5.0).digest == key("tallrec").digest
-    for idle in ({"stage3__records": False}, {"stage3__tokens": "warm"}, {"stage3__learning_rate": 0.5}):
-        assert key("person_prompt", **idle).digest == key("person_prompt").digest
-        assert key("sella", **idle).digest != key("sella").digest
-    assert key("person_prompt", stage3__vector_norm=0.5).digest != key("person_prompt").digest
-
-
 def test_items_of_an_own_table_are_called_what_they_are(planted_table):
     songs = open_dataset(str(planted_table), DataConfig(domain="song"))
     films = open_dataset(str(planted_table))
     assert songs.hash != films.hash
     text = PromptWriter(songs, PromptConfig()).compose([1], 2).text
     assert "rated these songs highly" in text and "like the song" in text and "movie" not in text
-
-
-def test_settings_that_a_system_refuses_leave_it_not_done_and_stop_nothing_else(small_workspace):
-    small_workspace.run("tallrec")
-    work = small_workspace.variant({"lora.rank": 0})
-    work.run("tallrec")
-    assert not work.is_done("tallrec_further") and work.is_done("counting") == small_workspace.is_done("counting")
-    assert work.begun("tallrec_further") == [] and work.failure("tallrec_further") is None
-    with pytest.raises(SellarecError, match=r"lora\.rank"):
-        work.run("tallrec_further")
 
 
 def test_a_validation_part_of_one_class_is_refused_before_training(small_workspace):
@@ -410,23 +269,3 @@ def test_uauc_in_the_metrics_counts_users_once(small_workspace):
 def test_the_dataset_of_a_path_that_is_none_is_explained():
     with pytest.raises(SellarecError, match="neither a registered name nor"):
         open_dataset("nowhere.csv")
-
-
-def test_a_run_belongs_to_the_weights_of_a_local_backbone_wherever_they_lie(planted_table, llama, tmp_path):
-    def zero_shot(folder):
-        config = make_config("smoke", str(planted_table), backbone=str(folder), **SMALL)
-        return Workspace(config, tmp_path / "runs").run("zero_shot").folder
-
-    first = zero_shot(shutil.copytree(llama, tmp_path / "a" / "model"))
-    assert zero_shot(shutil.move(tmp_path / "a" / "model", tmp_path / "b" / "model")) == first
-    assert first.parent.parent.name == "model"
-    path = tmp_path / "b" / "model" / "model.safetensors"
-    tensors = load_file(path)
-    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.5
-    save_file(tensors, path, metadata={"format": "pt"})
-    assert zero_shot(path.parent) != first
-    shutil.rmtree(path.parent)
-    config = make_config("smoke", str(planted_table), backbone=str(path.parent), **SMALL)
-    assert Workspace(config, tmp_path / "runs").run("counting").metrics  # needs no backbone
-    with pytest.raises(SellarecError, match="no such file or folder"):
-        zero_shot(path.parent)

@@ -37,17 +37,15 @@ def problem():
 CONFIG = TrainConfig(epochs=2, batch=8, learning_rate=0.1, evaluations=4, checkpoint_seconds=0.0)
 
 
-def run(problem, folder, config=CONFIG, model=None, **options):
+def run(problem, folder, config=CONFIG, model=None, say=None, **options):
+    """Train on all rows and validate on them; `say(model, file)` answers in place of the model."""
     x, y = problem
     torch.manual_seed(5)
     model = model or Linear(x)
+    say = say or (lambda model, _: model(np.arange(64)).detach().numpy())
     log = []
-
-    def validate(_):
-        with torch.no_grad():
-            return y, model(np.arange(64)).numpy()
-
     folder.mkdir(exist_ok=True)
+    validate = lambda file: (y, say(model, file))  # noqa: E731
     best = train(model, y, np.arange(64) + 1000, validate, config, 0, folder, log=log.append, **options)
     return model, best, log
 
@@ -110,24 +108,17 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(problem, tmp_path, mo
 
 
 def test_a_kill_during_validation_asks_the_same_weights_for_the_same_file_again(problem, tmp_path):
-    x, y = problem
     asked = []
 
-    def tune(killed):
-        torch.manual_seed(5)
-        model = Linear(x)
-
-        def validate(file):
-            asked.append((file.name, model.layer.weight.detach().clone()))
-            if killed and len(asked) == 2:
-                raise KeyboardInterrupt
-            return y, np.arange(64)
-
-        train(model, y, np.arange(64), validate, CONFIG, 0, tmp_path)
+    def say(model, file):
+        asked.append((file.name, model.layer.weight.detach().clone()))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return np.arange(64)
 
     with pytest.raises(KeyboardInterrupt):
-        tune(killed=True)
-    tune(killed=False)
+        run(problem, tmp_path, say=say)
+    run(problem, tmp_path, say=say)
     assert [name for name, _ in asked] == [f"validation-{step}.npy" for step in (4, 8, 8, 12, 16)]
     assert torch.equal(asked[1][1], asked[2][1]) and not torch.equal(asked[1][1], asked[0][1])
 
@@ -141,18 +132,15 @@ def test_the_launchers_number_format_changes_nothing(problem, tmp_path, monkeypa
 def test_the_best_weights_are_those_of_the_checkpoint_also_if_a_replay_finds_them_worse(problem, tmp_path, monkeypatch):
     """A kill comes after the second evaluation and before its checkpoint, and done again, as it may be on a GPU, that
     evaluation is not the best."""
-    x, y = problem
+    _, y = problem
     evaluated = []
 
     def tune(answers):
-        torch.manual_seed(5)
-        model = Linear(x)
-
-        def validate(_):
+        def say(model, _):
             evaluated.append(trainable_state(model)["layer.weight"])
-            return y, answers.pop(0)
+            return answers.pop(0)
 
-        best = train(model, y, np.arange(64), validate, CONFIG, 0, tmp_path)
+        model, best, _ = run(problem, tmp_path, say=say)
         return best, trainable_state(model)["layer.weight"]
 
     save, constant = training._save_checkpoint, np.zeros(64)

@@ -1,0 +1,63 @@
+"""Verdicts over the paper's claims."""
+
+from sellarec.analysis import claims
+from sellarec.config import make_config
+from sellarec.evaluation import Interval, UserBootstrap
+from sellarec.systems.registry import not_fair
+
+
+def test_a_claim_holds_only_if_its_interval_lies_above_zero():
+    for low, value, high, expected in (
+        (0.01, 0.02, 0.03, "holds"),
+        (-0.03, -0.02, -0.01, "does not hold"),
+        (-0.01, 0.02, 0.05, "undecided"),
+        (float("nan"), 0.1, float("nan"), "undecided"),
+    ):
+        assert claims.verdict(Interval(value, low, high)) == expected
+        assert claims.Gain(Interval(value, low, high), users=10, worth=10).verdict == expected
+
+
+def test_a_handful_of_users_decides_nothing_nor_do_metrics_that_disagree():
+    better, worse, open_ = Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1), Interval(-0.1, -0.3, 0.1)
+    few = claims.Gain(better, users=100, worth=9.4)
+    assert few.verdict == "undecided"
+    assert str(few) == "ΔAUC +0.2000 [+0.1000, +0.3000]; 100 users, worth 9 of equal weight: too few"
+    assert claims.Gain(better, 100, 50, uauc=worse).verdict == "undecided"
+    assert claims.Gain(better, 100, 50, uauc=open_).verdict == "holds"
+    assert claims.Gain(worse, 100, 50, uauc=open_).verdict == "does not hold"
+
+
+def test_a_claim_over_baselines_does_not_hold_while_some_are_no_fair_ones(small_workspace, monkeypatch):
+    good = claims.Gain(Interval(0.2, 0.1, 0.3), 99, 99.0)
+    monkeypatch.setattr(claims, "_gain", lambda *_: good)
+    for name in ("mf", "sasrec"):
+        small_workspace.run(name)
+    assert claims._beats(small_workspace, "it beats", "Table 3", ["mf", "sella"]).verdict == "holds"
+    told = claims._beats(small_workspace, "it beats", "Table 3", ["mf", "sasrec", "sella"])
+    assert told.verdict == "undecided" and told.evidence.endswith("No fair baselines here: SASRec")
+    assert "collm" in not_fair(make_config("quick", "ml-1m"))
+    assert "collm" not in not_fair(make_config("quick-paper", "ml-1m"))
+
+
+def test_claims_are_asked_of_what_is_in_the_store(small_workspace):
+    work = small_workspace
+    for name in ("sella", "tallrec", "mf", "no_warm_token"):
+        work.run(name)
+    found = {c.text: c for c in claims.claims(work)}
+    rows = work.part("test")
+    bootstrap = UserBootstrap(rows["user"].to_numpy(), rows["label"].to_numpy())
+    scores = work.test_scores("sella"), work.test_scores("no_warm_token")
+    gain, within = (bootstrap.interval(metric, *scores) for metric in ("auc", "uauc"))
+    asked = found["Worse with no warm token"]
+    assert f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" in asked.evidence
+    assert f"{rows['user'].nunique()} users" in asked.evidence
+    expected = claims.Gain(gain, bootstrap.users, bootstrap.worth["auc"], within)
+    assert asked.verdict == expected.verdict and asked.source == "Table 5" and str(expected) in asked.evidence
+    beats = found["SeLLa-Rec beats every baseline of the paper"]
+    assert "in the store, of 11" in beats.evidence and beats.verdict != "holds"  # not all of the table is there
+    assert found["It beats what we set beside them"].source == "ours"
+    assert "users" in found["Stage 3, its tokens and its rows, improves on stage 1"].evidence
+    assert "of the rows are of new users" in found["Stage 3 improves on stage 1 on cold rows"].evidence
+    unseen = found["It does so for items that it did not see: text and behaviour agree"]
+    assert "items left out" in unseen.evidence
+    assert "recall@10" in found["Contrastive learning brings an item's two vectors together"].evidence

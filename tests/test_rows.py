@@ -1,0 +1,41 @@
+"""Which training rows each stage learns from."""
+
+import pytest
+
+from sellarec.config import make_config
+from sellarec.systems.base import Workspace
+from sellarec.systems.rows import stage1_rows, stage2_rows, stage3_rows
+from tests.conftest import SMALL
+
+
+def test_stage_2_never_sees_the_rows_of_stage_3_unless_these_are_all(small_workspace):
+    work = small_workspace
+    third, second, train = stage3_rows(work), stage2_rows(work), work.dataset.part("train")
+    assert len(third) == 32 and not set(third.index) & set(second.index)
+    assert not set(third.index) & set(stage1_rows(work).index)
+    assert len(third) + len(second) == len(train)
+    for change in ({"stage2.hold_out": False}, {"stage3.rows": None}):
+        other = Workspace(make_config("smoke", work.config.dataset, **{**SMALL, **change}), work.root)
+        assert stage2_rows(other).index.equals(train.index)
+
+
+def test_stage_2_says_when_it_can_hold_nothing_out(small_workspace, capsys):
+    small_workspace.variant({"stage3.rows": None}).run("sella_collab")
+    assert "stage 2 can hold none out" in capsys.readouterr().out
+    small_workspace.variant({"stage3.rows": None, "stage2.hold_out": False}).run("sella_collab")
+    assert "hold none out" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("stage1", "stage3", "shared"), [(100, 201, 0), (100, 250, 49), (301, 80, 80), (None, None, 301)]
+)
+def test_stage_3_takes_rows_of_stage_1_only_where_the_others_are_too_few(small_workspace, stage1, stage3, shared):
+    work = small_workspace.variant({"stage1.rows": stage1, "stage3.rows": stage3})
+    first, third = stage1_rows(work).index, stage3_rows(work).index
+    assert len(third) == (stage3 or 301) and third.is_monotonic_increasing and third.is_unique
+    assert len(first.intersection(third)) == shared
+
+
+def test_stage_2_learns_from_all_rows_where_stage_3_would_leave_it_a_handful(small_workspace):
+    held_out, none = (small_workspace.variant({"stage3.rows": n, "stage2.hold_out": True}) for n in (225, 226))
+    assert len(stage2_rows(held_out)) == 301 - 225 and len(stage2_rows(none)) == 301
