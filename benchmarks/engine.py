@@ -82,7 +82,7 @@ class Options:
     accumulate: int = 1
     """Parts in which the engine takes the batch of a training step; the plain way takes it whole."""
     budgets: tuple[int, ...] = ()
-    """Also score with so many padded tokens at once, instead of the device's number."""
+    """Also score and rank with so many padded tokens at once, instead of the device's number."""
     attentions: tuple[str, ...] = ()
     """Also measure the engine with these implementations of attention instead of its own: eager, sdpa."""
     tasks: tuple[str, ...] = tuple(t for t in TASKS if t not in ASKED_FOR)
@@ -117,9 +117,12 @@ class Bench:
     def engine(self, task: str, way: str, work: Callable[[], object], amount: int, *rest: float, **more: float) -> None:
         """Measure the engine, with its attention and with the others that are asked for."""
         self.table.measure(task, way, work, amount, *rest, **more)
+        own = work() if self.options.attentions else None
         for name in self.options.attentions:
             with using_attention(self.lm, name):
-                self.table.measure(task, f"{way}, {name}", work, amount, *rest)
+                found = work()
+                gap = {"gap_to_engine": float(np.abs(found - own).max())} if isinstance(own, np.ndarray) else {}
+                self.table.measure(task, f"{way}, {name}", work, amount, *rest, warm=False, **gap)
 
     def kept(self, rows: Sequence[TokenRow], folder: str) -> Any:
         """The rows' prefix cache in a folder; None on a GPU, where nothing is kept."""
@@ -194,6 +197,10 @@ class Bench:
             )
         engine = lambda: score_rows(self.lm, rows, label="")  # noqa: E731
         self.engine("rank the catalogue", "engine", engine, len(rows), sum(map(len, rows)))
+        for budget in self.options.budgets:
+            limited = lambda budget=budget: score_rows(self.lm, rows, token_budget=budget, label="")  # noqa: E731
+            way = f"engine, {budget:,} at once"
+            self.table.measure("rank the catalogue", way, limited, len(rows), sum(map(len, rows)))
 
     def stage3(self) -> None:
         few = self.rows[: max(16, len(self.rows) // 4)]

@@ -246,8 +246,8 @@ class Workspace:
 
     def seeds(self) -> list[int]:
         """Seeds of which the store has runs of this dataset, and this workspace's own."""
-        folders = (folder for place in self.places for folder in place.glob("*/[0-9]*-*"))
-        return sorted({self.config.seed, *(int(folder.name.split("-")[0]) for folder in folders)})
+        named = (folder.name.split("-")[0] for place in self.places for folder in place.glob("*/*-*"))
+        return sorted({self.config.seed, *(int(seed) for seed in named if seed.isdecimal())})
 
     @property
     def prefix_folder(self) -> Path:
