@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from sellarec.backbone.prefixes import PrefixCache
 
 TOKEN_BUDGET = {"cpu": 1536, "cuda": 32768}
-"""Padded tokens in one batch, by device. On a 2-core CPU (bf16, 135M) 1,024 to 2,048 scored 1.4 times as many rows a
-second as 8,192, and 1,536 ranked 1.1 times as many as 2,048. An H100 scored 1,713 rows a second with 8,192, 4,700 with
-32,768, and 5,141 with 131,072 in 2.8 times the memory."""
+"""Padded tokens in one batch, by device. On a 2-core CPU (bf16, 135M) 2,048 scored 1.4 times as many rows a second as
+8,192, and 1,024 to 2,048 were not told apart. An H100 scored 1,713 rows a second with 8,192, 4,700 with 32,768, and
+5,141 with 131,072 in 2.8 times the memory."""
 
 SETTLED = 64
 """How many batches may be under way before their results are asked for: each such question halts a GPU."""
