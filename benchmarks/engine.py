@@ -21,6 +21,7 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ import plain
 from measuring import Table, seconds
 
 from sellarec.backbone.attention import using_attention
+from sellarec.backbone.compiled import compiled_layers
 from sellarec.backbone.engine import TOKEN_BUDGET, log_odds, plan_batches, score_rows, without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow, wrap_language_model
 from sellarec.backbone.loading import attention_on, choose_placement, load_shape, of_layers
@@ -56,9 +58,7 @@ from sellarec.systems.row_prompts import cut_prompts, prompts_of
 from sellarec.systems.rows import row_inputs
 from sellarec.systems.sella import SoftTokens
 
-TASKS = ("scoring", "operations", "compiled", "ranking", "stage3", "stage1", "stage2", "bootstrap")
-ASKED_FOR = ("operations", "compiled")
-"""Tasks that are not part of the usual comparison."""
+TASKS = ("scoring", "operations", "ranking", "stage3", "stage1", "stage2", "bootstrap")
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,11 @@ class Options:
     """Also score and rank with so many padded tokens at once, instead of the device's number."""
     attentions: tuple[str, ...] = ()
     """Also measure the engine with these implementations of attention instead of its own: eager, sdpa."""
-    tasks: tuple[str, ...] = tuple(t for t in TASKS if t not in ASKED_FOR)
+    compiled: bool = False
+    """Also measure the engine with its layers compiled (needs a C++ compiler)."""
+    tasks: tuple[str, ...] = tuple(t for t in TASKS if t != "operations")
     """What is measured, of: scoring, ranking, stage3, stage1, stage2, bootstrap; and only if asked for: operations, in
-    which of torch's operations a batch of scoring spends its time, and compiled, scoring with the small operations of
-    norms and MLPs compiled into few (needs a C++ compiler, or a GPU)."""
+    which of torch's operations a batch of scoring spends its time."""
     curve: bool = False
     """Also score 1,000 to 100,000 rows with two layers of the backbone: time must grow with them, memory not."""
 
@@ -115,13 +116,17 @@ class Bench:
                 self.plain_ways[f"plain {self.work.base_dtype}"] = self.lm
 
     def engine(self, task: str, way: str, work: Callable[[], object], amount: int, *rest: float, **more: float) -> None:
-        """Measure the engine, with its attention and with the others that are asked for."""
+        """Measure the engine, and its variants that are asked for: other attentions, compiled layers."""
         self.table.measure(task, way, work, amount, *rest, **more)
-        own = work() if self.options.attentions else None
-        for name in self.options.attentions:
-            with using_attention(self.lm, name):
+        variants = {name: using_attention(self.lm, name) for name in self.options.attentions}
+        variants |= {"compiled": compiled_layers(self.lm)} if self.options.compiled else {}
+        own = work() if variants else None
+        for name, context in variants.items():
+            with context:
+                start = time.perf_counter()
                 found = work()
                 gap = {"gap_to_engine": float(np.abs(found - own).max())} if isinstance(own, np.ndarray) else {}
+                gap["first_pass_s"] = time.perf_counter() - start
                 self.table.measure(task, f"{way}, {name}", work, amount, *rest, warm=False, **gap)
 
     def kept(self, rows: Sequence[TokenRow], folder: str) -> Any:
@@ -170,20 +175,6 @@ class Bench:
                 )
                 again = lambda: score_rows(self.lm, cut, kept=kept, label="")  # noqa: E731
                 self.engine(task, "engine, prefixes cached", again, len(rows), tokens, **gaps(again()))
-
-    def compiled(self) -> None:
-        fresh = self.work.fresh_model()
-        lm = fresh.with_model(fresh.placement.cast(fresh.model))
-        for part in lm.model.modules():
-            if type(part).__name__.endswith(("Norm", "MLP")):
-                part.compile(dynamic=True)
-        score = lambda: score_rows(lm, self.texts, label="")  # noqa: E731
-        print(f"compiling and a first pass took {seconds(score):.0f} s")
-        gap = float(np.abs(score() - score_rows(self.lm, self.texts, label="")).max())
-        rows, tokens = len(self.texts), sum(map(len, self.texts))
-        engine = lambda: score_rows(self.lm, self.texts, label="")  # noqa: E731
-        self.table.measure("score, compiled", "engine", engine, rows, tokens)
-        self.table.measure("score, compiled", "norms and MLPs compiled", score, rows, tokens, gap_to_engine=gap)
 
     def ranking(self) -> None:
         writer = PromptWriter(self.work.dataset, self.work.config.prompt)

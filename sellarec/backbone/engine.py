@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sellarec.backbone.compiled import layers_for
 from sellarec.backbone.language_model import LanguageModel, TokenRow, body_of
 from sellarec.distributed import is_main, most, rank, summed, world
 from sellarec.progress import Progress
@@ -146,7 +147,8 @@ def score_rows(
 
     budget = (token_budget or TOKEN_BUDGET[lm.placement.device.type]) * (KEPT_BUDGET if kept else 1)
     rows = rows if kept else share_starts(lm, rows)
-    scores = _for_all(rows, score, (), budget, label, "rows", resume, together=lm.split)
+    with layers_for(lm, len(rows) // (KEPT_BUDGET if kept else 1)):
+        scores = _for_all(rows, score, (), budget, label, "rows", resume, together=lm.split)
     for partial in resume.parent.glob(f"*{resume.name}") if resume and is_main() else ():
         partial.unlink()
     return scores
@@ -170,7 +172,8 @@ def embed_rows(
         return final_hidden(lm, [rows[i] for i in batch])
 
     budget = TOKEN_BUDGET[lm.placement.device.type]
-    return _for_all(rows, embed, (lm.width,), budget, label, unit, resume, together=lm.split)
+    with layers_for(lm, len(rows)):
+        return _for_all(rows, embed, (lm.width,), budget, label, unit, resume, together=lm.split)
 
 
 def _for_all(

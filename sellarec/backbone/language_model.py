@@ -139,7 +139,7 @@ class LanguageModel:
             SellarecError: the model is to be split and cannot be.
         """
         if self.split:
-            split_frozen_weights(_layers(model))
+            split_frozen_weights(layers_of(model))
             model.to(self.placement.device)  # what is not split; it was loaded on the CPU
         return replace(self, model=model, mixed=mixed)
 
@@ -172,7 +172,7 @@ def body_of(model: nn.Module) -> nn.Module:
     return beneath_adapter(model).base_model
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
+def layers_of(model: nn.Module) -> list[nn.Module]:
     """The model's layers, beneath an adapter if there is one."""
     base = beneath_adapter(model)
     layers = [m for m in base.modules() if type(m).__name__ in (base._no_split_modules or ())]

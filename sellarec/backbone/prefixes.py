@@ -24,6 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from sellarec.backbone.compiled import layers_for, worth_compiling
 from sellarec.backbone.engine import TOKEN_BUDGET, prefix_states
 from sellarec.backbone.language_model import LanguageModel
 from sellarec.progress import Progress
@@ -109,7 +110,8 @@ def open_prefix_cache(
                 )
                 return None
             shown = f"{label}, {needed / GIB:.1f} GiB" if label else ""
-            _compute(lm, distinct, starts, (total, *shape), path, token_budget, shown)
+            with layers_for(lm, len(distinct)):
+                _compute(lm, distinct, starts, (total, *shape), path, token_budget, shown)
         os.utime(path)
         data = np.memmap(path, _numpy(dtype), mode="r", shape=(total, *shape))
         cache = PrefixCache(data, dict(zip(distinct, starts.tolist(), strict=True)), dtype)
@@ -241,7 +243,8 @@ def _digest(lm: LanguageModel, prefixes: Sequence[Prefix], token_budget: int) ->
     """Names all that decides the bytes: the weights themselves, what the model does with them, the list, and how it is
     grouped."""
     settings = {k: v for k, v in lm.model.config.to_dict().items() if k not in ABOUT_FILES}
-    digest = hashlib.sha256(f"{lm.embedding.weight.dtype} {token_budget}".encode())
+    compiled = worth_compiling(lm, len(prefixes))
+    digest = hashlib.sha256(f"{lm.embedding.weight.dtype} {token_budget} {compiled}".encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, weight in sorted(lm.model.state_dict().items()):
         digest.update(name.encode())

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sellarec.backbone.compiled import layers_for
 from sellarec.backbone.engine import log_odds, score_rows
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.collab.mf import MatrixFactorization, Projection
@@ -138,15 +139,19 @@ class HybridModel(nn.Module):
         work: Workspace,
         rows: np.ndarray,
         new_user: np.ndarray | None = None,
+        *,
+        epochs: int = 1,
     ) -> None:
         """
         Args:
             soft: Has `tokens`, the soft tokens that it makes, and maps a batch of `row_inputs` to their vectors.
             new_user: Rows, as a mask (n,), that hide what is known of their user.
+            epochs: How often each row will be asked for in training.
         """
         super().__init__()
         self.soft = soft
         self._lm, self._work, self._rows, self._new_user = lm, work, rows, new_user
+        self._passes = len(rows) * epochs
         self.token_rows = prompts_of(work, lm, rows, soft.tokens, new_user)
         self._kept = prefix_cache_of(work, lm, rows, self._cut) if caches_prefixes(work, lm) else None
         self.lengths = np.array([len(r) for r in self.token_rows])
@@ -158,7 +163,8 @@ class HybridModel(nn.Module):
         return cut_prompts(self._work, self._lm, self._rows, self.token_rows, self.soft.tokens, self._new_user)
 
     def forward(self, positions: np.ndarray) -> Tensor:
-        return log_odds(self._lm, [self._cut[i] for i in positions], self.vectors(positions), self._kept)
+        with layers_for(self._lm, self._passes):
+            return log_odds(self._lm, [self._cut[i] for i in positions], self.vectors(positions), self._kept)
 
     def vectors(self, positions: np.ndarray) -> dict[str, Tensor]:
         return self.soft(*(t[positions] for t in self._inputs))
@@ -227,7 +233,8 @@ def train_tokens(
     chosen, valid = stage3_rows(work), selection_rows(work, label)
     config, lm, raw_yes = work.config, work.tuned_model, work.config.evaluation.raw_yes
     rows = chosen.index.to_numpy()
-    model = HybridModel(lm, soft, work, rows, hide_users(work, rows, config.stage3.cold_users))
+    hidden = hide_users(work, rows, config.stage3.cold_users)
+    model = HybridModel(lm, soft, work, rows, hidden, epochs=config.stage3.epochs)
     on_valid = HybridModel(lm, soft, work, valid.index.to_numpy())
     train(
         model,

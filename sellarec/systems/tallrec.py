@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
+from sellarec.backbone.compiled import layers_for
 from sellarec.backbone.engine import log_odds, score_rows, without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow
 from sellarec.backbone.lora import add_lora, merge_lora, save_lora
@@ -31,16 +32,19 @@ from sellarec.training import train
 class TextModel(nn.Module):
     """A language model with an adapter, as a map from row positions to log-odds."""
 
-    def __init__(self, lm: LanguageModel, rows: list[TokenRow], soft: nn.Module | None = None) -> None:
+    def __init__(
+        self, lm: LanguageModel, rows: list[TokenRow], soft: nn.Module | None = None, *, epochs: int = 1
+    ) -> None:
         """
         Args:
             soft: Trained along; maps row positions to the vectors of the soft tokens in these rows.
+            epochs: How often each row will be asked for.
         """
         super().__init__()
         # not the model itself: what looks after several processes should see the trained weights only
         self.adapter = nn.ParameterList(p for p in lm.model.parameters() if p.requires_grad)
         self.soft = soft
-        self._lm, self._rows = lm, [without_prefix(r) for r in rows]
+        self._lm, self._rows, self._passes = lm, [without_prefix(r) for r in rows], len(rows) * epochs
         self.lengths = np.array([len(r) for r in rows])
 
     def train(self, mode: bool = True) -> TextModel:
@@ -48,7 +52,8 @@ class TextModel(nn.Module):
         return super().train(mode)
 
     def forward(self, positions: np.ndarray) -> Tensor:
-        return log_odds(self._lm, [self._rows[i] for i in positions], self.soft(positions) if self.soft else None)
+        with layers_for(self._lm, self._passes):
+            return log_odds(self._lm, [self._rows[i] for i in positions], self.soft(positions) if self.soft else None)
 
 
 def _settings(config: Config) -> dict:
@@ -88,7 +93,7 @@ def tune_adapter(
     """
     config, valid = work.config, selection_rows(work, label)
     rows, raw_yes = chosen.index.to_numpy(), config.evaluation.raw_yes
-    model = TextModel(lm, tokenize(rows, hide_users(work, rows, cold_users)), soft)
+    model = TextModel(lm, tokenize(rows, hide_users(work, rows, cold_users)), soft, epochs=config.stage1.epochs)
     valid_rows = tokenize(valid.index.to_numpy(), np.zeros(len(valid), dtype=bool))
 
     def on_valid(resume: Path) -> tuple[np.ndarray, np.ndarray]:
