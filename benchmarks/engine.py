@@ -115,19 +115,33 @@ class Bench:
             if self.work.base_dtype != "float32":
                 self.plain_ways[f"plain {self.work.base_dtype}"] = self.lm
 
-    def engine(self, task: str, way: str, work: Callable[[], object], amount: int, *rest: float, **more: float) -> None:
-        """Measure the engine, and its variants that are asked for: other attentions, compiled layers."""
-        self.table.measure(task, way, work, amount, *rest, **more)
+    def engine(
+        self,
+        task: str,
+        way: str,
+        work: Callable[[], Any],
+        amount: int,
+        *rest: float,
+        gaps: Callable[[np.ndarray], dict[str, float]] = lambda found: {},
+    ) -> None:
+        """Measure the engine, and its variants that are asked for: other attentions, compiled layers.
+
+        Args:
+            gaps: How far scores are from those of the plain way.
+        """
+        own = work()
+        self.table.measure(task, way, work, amount, *rest, warm=False, **gaps(own))
         variants = {name: using_attention(self.lm, name) for name in self.options.attentions}
         variants |= {"compiled": compiled_layers(self.lm)} if self.options.compiled else {}
-        own = work() if variants else None
         for name, context in variants.items():
             with context:
                 start = time.perf_counter()
                 found = work()
+                first = {"first_pass_s": time.perf_counter() - start}
                 gap = {"gap_to_engine": float(np.abs(found - own).max())} if isinstance(own, np.ndarray) else {}
-                gap["first_pass_s"] = time.perf_counter() - start
-                self.table.measure(task, f"{way}, {name}", work, amount, *rest, warm=False, **gap)
+                self.table.measure(
+                    task, f"{way}, {name}", work, amount, *rest, warm=False, **first, **gap, **gaps(found)
+                )
 
     def kept(self, rows: Sequence[TokenRow], folder: str) -> Any:
         """The rows' prefix cache in a folder; None on a GPU, where nothing is kept."""
@@ -160,8 +174,7 @@ class Bench:
             self.table.measure(
                 task, "llama.cpp, same GGUF", lambda: by_llama_cpp(rows), len(rows), tokens, **gaps(found)
             )
-        found = score_rows(self.lm, rows, label="")
-        self.engine(task, "engine", lambda: score_rows(self.lm, rows, label=""), len(rows), tokens, **gaps(found))
+        self.engine(task, "engine", lambda: score_rows(self.lm, rows, label=""), len(rows), tokens, gaps=gaps)
         for budget in self.options.budgets:
             limited = lambda budget=budget: score_rows(self.lm, rows, token_budget=budget, label="")  # noqa: E731
             self.table.measure(task, f"engine, {budget:,} at once", limited, len(rows), tokens)
@@ -174,7 +187,7 @@ class Bench:
                     task, "prefix cache, filled", lambda: next(fresh), len(rows), sum(len(r.prefix) for r in cut)
                 )
                 again = lambda: score_rows(self.lm, cut, kept=kept, label="")  # noqa: E731
-                self.engine(task, "engine, prefixes cached", again, len(rows), tokens, **gaps(again()))
+                self.engine(task, "engine, prefixes cached", again, len(rows), tokens, gaps=gaps)
 
     def ranking(self) -> None:
         writer = PromptWriter(self.work.dataset, self.work.config.prompt)
