@@ -6,7 +6,7 @@
 (a) scoring test rows, (b) ranking the catalogue for one user, (c) stage-3 steps, (d) stage-1 steps, (e) stage-2 epochs,
 (f) the bootstrap. The plain way is `plain.py`; llama.cpp scores too, if llama-cpp-python is installed. "of peak" is the
 time that the plain way's matrix products would take at the rate of a large one in the working number format; more than
-100 % means that work was saved, not done faster.
+100 % means that work was saved, not done faster. "computed" is the share of all tokens that the engine computes.
 Cached prefixes are read from memory here, where the system holds files that were just written; a file larger than the
 memory comes from the disk. The last line is one JSON document.
 """
@@ -35,11 +35,11 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
-from measuring import Table, seconds
+from measuring import Table
 
 from sellarec.backbone.attention import using_attention
 from sellarec.backbone.compiled import compiled_layers
-from sellarec.backbone.engine import TOKEN_BUDGET, log_odds, plan_batches, score_rows, without_prefix
+from sellarec.backbone.engine import TOKEN_BUDGET, log_odds, plan_batches, score_rows, share_starts, without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow, wrap_language_model
 from sellarec.backbone.loading import attention_on, choose_placement, load_shape, of_layers
 from sellarec.backbone.lora import add_lora
@@ -123,6 +123,7 @@ class Bench:
         amount: int,
         *rest: float,
         gaps: Callable[[np.ndarray], dict[str, float]] = lambda found: {},
+        **more: float,
     ) -> None:
         """Measure the engine, and its variants that are asked for: other attentions, compiled layers.
 
@@ -130,7 +131,7 @@ class Bench:
             gaps: How far scores are from those of the plain way.
         """
         own = work()
-        self.table.measure(task, way, work, amount, *rest, warm=False, **gaps(own))
+        self.table.measure(task, way, work, amount, *rest, warm=False, **more, **gaps(own))
         variants = {name: using_attention(self.lm, name) for name in self.options.attentions}
         variants |= {"compiled": compiled_layers(self.lm)} if self.options.compiled else {}
         for name, context in variants.items():
@@ -142,6 +143,15 @@ class Bench:
                 self.table.measure(
                     task, f"{way}, {name}", work, amount, *rest, warm=False, **first, **gap, **gaps(found)
                 )
+
+    def computed(self, rows: Sequence[TokenRow]) -> float:
+        """Of the tokens of some rows, the share that the engine computes: beginnings once, and padding."""
+        shared, tokens = share_starts(self.lm, rows), 0
+        for at in plan_batches(shared, TOKEN_BUDGET[self.lm.placement.device.type]):
+            batch = [shared[i] for i in at]
+            tokens += len({r.prefix for r in batch}) * max(len(r.prefix) for r in batch)
+            tokens += len(batch) * max(len(r.suffix) for r in batch)
+        return tokens / sum(map(len, rows))
 
     def kept(self, rows: Sequence[TokenRow], folder: str) -> Any:
         """The rows' prefix cache in a folder; None on a GPU, where nothing is kept."""
@@ -174,7 +184,8 @@ class Bench:
             self.table.measure(
                 task, "llama.cpp, same GGUF", lambda: by_llama_cpp(rows), len(rows), tokens, **gaps(found)
             )
-        self.engine(task, "engine", lambda: score_rows(self.lm, rows, label=""), len(rows), tokens, gaps=gaps)
+        score = lambda: score_rows(self.lm, rows, label="")  # noqa: E731
+        self.engine(task, "engine", score, len(rows), tokens, gaps=gaps, computed=self.computed(rows))
         for budget in self.options.budgets:
             limited = lambda budget=budget: score_rows(self.lm, rows, token_budget=budget, label="")  # noqa: E731
             self.table.measure(task, f"engine, {budget:,} at once", limited, len(rows), tokens)
@@ -200,7 +211,8 @@ class Bench:
                 "rank the catalogue", way, lambda lm=lm: plain.scores(lm, few), len(few), sum(map(len, few))
             )
         engine = lambda: score_rows(self.lm, rows, label="")  # noqa: E731
-        self.engine("rank the catalogue", "engine", engine, len(rows), sum(map(len, rows)))
+        share = self.computed(rows)
+        self.engine("rank the catalogue", "engine", engine, len(rows), sum(map(len, rows)), computed=share)
         for budget in self.options.budgets:
             limited = lambda budget=budget: score_rows(self.lm, rows, token_budget=budget, label="")  # noqa: E731
             way = f"engine, {budget:,} at once"

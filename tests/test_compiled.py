@@ -28,7 +28,7 @@ ROWS = [  # the first ids stand for soft tokens
 
 @pytest.fixture
 def traced(monkeypatch):
-    """The forms of a layer that torch has traced, each left as it was: the tracing is tested, not what C++ makes of it."""
+    """The forms of a layer that torch has traced, each left as it was: not what C++ makes of them is tested."""
     forms = []
 
     def keep(graph, inputs):

@@ -20,8 +20,8 @@ from sellarec.backbone.language_model import LanguageModel, layers_of
 from sellarec.distributed import world
 
 WORTH = {"cpu": 4_000, "cuda": 50_000}
-"""Rows, those of all epochs, from which compiling pays. With SmolLM2-135M it takes 5 to 30 s a form; in scoring it saves
-11 ms a row on a 2-core CPU and .1 ms on an H200, in training twice to four times that."""
+"""Rows, those of all epochs, from which compiling pays. With SmolLM2-135M it takes 5 to 30 s a form. In scoring it
+saves 11 ms a row on a 2-core CPU and .1 ms on an H200, in training twice to four times that."""
 
 FORMS = 32
 """How many forms of a layer may be compiled: training and scoring, with and without a cache, in each number format."""
