@@ -1,19 +1,24 @@
 import copy
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sellarec.backbone import compiled
-from sellarec.backbone.compiled import compiled_layers, layers_for, worth_compiling
+from sellarec.backbone import compiled, engine, prefixes
+from sellarec.backbone.attention import attention_weights
+from sellarec.backbone.compiled import compiled_layers, worth_compiling
 from sellarec.backbone.engine import log_odds, score_rows, without_prefix
 from sellarec.backbone.grouped import FAMILIES
 from sellarec.backbone.language_model import TokenRow, layers_of, open_language_model
 from sellarec.backbone.lora import add_lora
 from sellarec.backbone.prefixes import open_prefix_cache
 from sellarec.settings import LoraSettings
+from sellarec.systems import sella, tallrec
 from tests.test_grouped import SHAPE
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles for a CPU with g++")
@@ -36,7 +41,8 @@ def traced(monkeypatch):
         return graph.forward
 
     torch._dynamo.reset()
-    monkeypatch.setattr(compiled, "_compiled", lambda kind: torch.compile(kind.forward, dynamic=True, backend=keep))
+    traces = cache(lambda kind, device: torch.compile(kind.forward, dynamic=True, backend=keep))
+    monkeypatch.setattr(compiled, "_compiled", traces)
     yield forms
     torch._dynamo.reset()
 
@@ -68,27 +74,37 @@ def test_every_family_can_be_compiled(lm, family, traced):
     assert 2 <= len(traced) <= 4 * kinds
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_are_the_same_and_training_is_one_form(lm, traced, checkpointing):
-    settings = LoraSettings(dropout=0.0, checkpointing=checkpointing)
-    tuned = add_lora(lm, settings, 0)
+def test_gradients_are_the_same_and_training_is_one_form(lm, traced):
+    tuned = add_lora(lm, LoraSettings(dropout=0.0), 0)
     tuned.model.train()
     trained = {n: p for n, p in tuned.model.named_parameters() if p.requires_grad}
     for parameter in trained.values():
         torch.nn.init.normal_(parameter, std=0.1)  # B begins at zero, and A would have no gradient
 
-    def gradients():
+    def gradients(layers):
         tuned.model.zero_grad()
-        log_odds(tuned, [without_prefix(r) for r in ROWS]).sum().backward()
+        with layers:
+            answers = log_odds(tuned, [without_prefix(r) for r in ROWS])
+        answers.sum().backward()
         return {n: p.grad.clone() for n, p in trained.items()}
 
-    expected = gradients()
+    expected = gradients(nullcontext())
     assert sum(g.abs().sum() > 0 for g in expected.values()) == len(expected)
-    with compiled_layers(tuned):
-        found = gradients()
+    found = gradients(compiled_layers(tuned))
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-4)
     assert len(traced) == 1
+
+
+def test_an_adapter_in_the_last_layer_alone_asks_no_gradient_of_those_before(lm, traced):
+    last = len(layers_of(lm.model)) - 1
+    tuned = add_lora(lm, LoraSettings(dropout=0.0, targets=f"layers.{last}.self_attn.q_proj"), 0)
+    tuned.model.train()
+    seen = []
+    layers_of(tuned.model)[last].register_forward_pre_hook(lambda layer, args: seen.append(args[0].requires_grad))
+    with compiled_layers(tuned):
+        log_odds(tuned, [without_prefix(ROWS[0])]).sum().backward()
+    assert seen == [False]
 
 
 def test_soft_vectors_and_a_prefix_cache_reach_compiled_layers(lm, traced, tmp_path):
@@ -118,40 +134,83 @@ def test_a_model_is_as_before_when_the_work_is_done_or_breaks_off(lm, traced):
     assert not any("forward" in vars(layer) for layer in layers_of(lm.model))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has a number of its own")
 def test_only_long_work_of_a_known_model_is_compiled(lm, monkeypatch):
-    asked = []
-    monkeypatch.setattr(compiled, "_compiler_works", lambda device: not asked.append(device))
-    enough = compiled.WORTH["cpu"]
+    enough = compiled.WORTH[lm.placement.device.type]
     assert worth_compiling(lm, enough) and not worth_compiling(lm, enough - 1)
-    assert asked == ["cpu"]  # nobody looks for a compiler before one is needed
-    with layers_for(lm, enough):
-        assert not worth_compiling(lm, enough)  # they are compiled already
     other = copy.deepcopy(lm.model)
     other.config.model_type = "gpt2"
     assert not worth_compiling(lm.with_model(other), enough)
+    again = copy.deepcopy(lm)
+    assert not worth_compiling(add_lora(again, LoraSettings(checkpointing=True), 0), enough)
+    with ThreadPoolExecutor() as threads:  # the app's sessions share a model
+        assert not threads.submit(worth_compiling, lm, enough).result()
+    attention_weights(copied := lm.with_model(copy.deepcopy(lm.model)), ROWS[0])
+    assert not worth_compiling(copied, enough)  # transformers leaves hooks behind
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert not worth_compiling(lm, enough)
 
 
-def test_without_a_compiler_layers_stay_as_they_are_and_it_is_said(lm, monkeypatch, capsys):
+def test_long_training_of_both_stages_and_long_scoring_ask_for_it(llama, monkeypatch):
+    """Rows count as often as they are asked for; what is read from the prefix cache does not."""
+    asked = []
+    for module in (tallrec, sella, engine):
+        monkeypatch.setattr(module, "layers_for", lambda lm, rows: asked.append(rows) or nullcontext())
+    lm = open_language_model(str(llama), "float32")
+    text = tallrec.TextModel(lm, ROWS, epochs=3)
+    text(np.arange(2))
+    assert asked == [3 * len(ROWS)]
+    monkeypatch.setattr(engine, "_for_all", lambda *of, **more: None)
+    score_rows(lm, ROWS, label="")
+    engine.embed_rows(lm, ROWS[:2], label="")
+    score_rows(lm, ROWS, label="", kept="a cache")
+    assert asked[1:] == [len(ROWS), 2, 0]
+
+
+def test_without_a_compiler_layers_stay_as_they_are_and_it_is_said_once(lm, monkeypatch, capsys):
     def no_compiler(function):
         raise RuntimeError("InvalidCxxCompiler: none of g++, clang++ is there\nmore of it")
 
+    expected = score_rows(lm, ROWS, label="")
     monkeypatch.setattr(torch, "compile", no_compiler)
-    compiled._compiler_works.cache_clear()
-    monkeypatch.setitem(compiled.WORTH, lm.placement.device.type, 1)
-    with layers_for(lm, 5):
-        assert not any("forward" in vars(layer) for layer in layers_of(lm.model))
+    monkeypatch.setattr(compiled, "_compiled", cache(compiled._compiled.__wrapped__))
+    with compiled_layers(lm):
+        assert not capsys.readouterr().out  # nobody looks for a compiler before a layer computes
+        found = score_rows(lm, ROWS, label="")
+        score_rows(lm, ROWS, label="")
+    assert found.tobytes() == expected.tobytes()
     said = capsys.readouterr().out
-    assert "slower and no error: InvalidCxxCompiler: none of g++, clang++ is there" in said and "more of it" not in said
-    compiled._compiler_works.cache_clear()
+    assert said.count("slower and no error: InvalidCxxCompiler: none of g++, clang++ is there\n") == 1
+    assert "more of it" not in said
+
+
+def test_kept_prefixes_of_compiled_layers_are_others(lm, monkeypatch, tmp_path):
+    folder, wanted = tmp_path / "kept", [r.prefix for r in ROWS]
+    open_prefix_cache(lm, wanted, folder, 1.0, label="")
+    monkeypatch.setitem(compiled.WORTH, lm.placement.device.type, 1)
+    monkeypatch.setattr(prefixes, "layers_for", lambda lm, rows: nullcontext())
+    for _ in range(2):
+        open_prefix_cache(lm, wanted, folder, 1.0, label="")
+    assert len(list(folder.glob("*.bin"))) == 2
 
 
 @needs_compiler
-def test_long_scoring_compiles_and_gives_the_same_scores_and_bytes(lm, monkeypatch):
-    expected = score_rows(lm, ROWS, label="")
-    monkeypatch.setitem(compiled.WORTH, lm.placement.device.type, len(ROWS))
-    once, again = (score_rows(lm, ROWS, label="") for _ in range(2))
-    np.testing.assert_allclose(once, expected, atol=1e-5)
-    assert once.tobytes() == again.tobytes()
+def test_scoring_that_was_killed_ends_with_the_same_bytes(lm, monkeypatch, tmp_path):
+    """In the working number format, and with layers compiled anew, for whichever shapes are left."""
+    half = lm.with_model(copy.deepcopy(lm.model).to(torch.bfloat16))
+    random = np.random.default_rng(0)
+    rows = [TokenRow((), tuple(random.integers(20, 300, n).tolist())) for n in random.permutation(range(2, 42))]
+    monkeypatch.setitem(compiled.WORTH, lm.placement.device.type, len(rows))
+    plain = score_rows(half, rows, label="", token_budget=10**6)
+
+    def scores(resume):
+        torch._dynamo.reset()
+        return score_rows(half, rows, label="", token_budget=64, resume=resume)
+
+    whole = scores(None)
+    assert 0 < np.abs(whole - plain).max() < 0.1
+    resume = tmp_path / "scores.npy"
+    done = np.concatenate(engine.plan_batches(rows, 64)[:6])
+    partial = np.full(len(rows), np.nan, dtype=np.float32)
+    partial[done] = whole[done]
+    np.save(resume, partial)
+    assert scores(resume).tobytes() == whole.tobytes()

@@ -7,6 +7,7 @@ compiled, because each is handed its own part of the cache and never looks itsel
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
@@ -19,20 +20,26 @@ from sellarec.backbone.grouped import FAMILIES
 from sellarec.backbone.language_model import LanguageModel, layers_of
 from sellarec.distributed import world
 
-WORTH = {"cpu": 4_000, "cuda": 50_000}
-"""Rows, those of all epochs, from which compiling pays. With SmolLM2-135M it takes 5 to 30 s a form. In scoring it
-saves 11 ms a row on a 2-core CPU and .1 ms on an H200, in training twice to four times that."""
+WORTH = {"cpu": 6_000, "cuda": 100_000}
+"""Rows, those of all epochs, from which compiling pays for SmolLM2-135M. On a 2-core CPU it takes about 20 s and saves
+3 to 11 ms a row in scoring, up to 40 in training; on an H200 10 to 50 s, and .1 ms in scoring, .3 to .8 in training."""
 
-FORMS = 32
+FORMS = 64
 """How many forms of a layer may be compiled: training and scoring, with and without a cache, in each number format."""
 
 
 def worth_compiling(lm: LanguageModel, rows: int) -> bool:
-    """Whether so many rows pay for compiling the model's layers, and they can be compiled."""
-    if rows < WORTH[lm.placement.device.type] or world() > 1 or lm.placement.nf4:
+    """Whether so many rows pay for compiling the model's layers, and these are of a kind that can be compiled."""
+    if rows < WORTH[lm.placement.device.type] or lm.model.config.model_type not in FAMILIES:
         return False
-    untouched = not any("forward" in vars(layer) for layer in layers_of(lm.model))
-    return untouched and lm.model.config.model_type in FAMILIES and _compiler_works(lm.placement.device.type)
+    if world() > 1 or lm.placement.nf4 or threading.current_thread() is not threading.main_thread():
+        return False  # in the app, sessions share a model
+    layers = layers_of(lm.model)
+    # what checkpointing computes again in the backward pass would be computed by other layers
+    checkpointed = any(getattr(layer, "gradient_checkpointing", False) for layer in layers)
+    # those with which transformers shows attention stay for good, and cannot be compiled
+    hooked = any(part._forward_hooks for layer in layers for part in layer.modules())
+    return not checkpointed and not hooked
 
 
 def layers_for(lm: LanguageModel, rows: int) -> AbstractContextManager:
@@ -42,41 +49,44 @@ def layers_for(lm: LanguageModel, rows: int) -> AbstractContextManager:
 
 @contextmanager
 def compiled_layers(lm: LanguageModel) -> Iterator[None]:
-    """Within it the model's layers are compiled, which takes a while when they first compute. Scores change by
-    rounding: what is fused is not rounded in between."""
-    layers = layers_of(lm.model)
-    for number, layer in enumerate(layers):
-        layer.forward = _forward(layer, number)
+    """Within it the model's layers are compiled when they first compute. Scores change by rounding: what is fused is
+    not rounded in between. TORCH_COMPILE_DISABLE=1 leaves layers as they are."""
+    layers = [layer for layer in layers_of(lm.model) if "forward" not in vars(layer)]  # one within another changes none
     try:
+        for number, layer in enumerate(layers):
+            layer.forward = _forward(layer, number)
         with torch._dynamo.config.patch(recompile_limit=FORMS):
             yield
     finally:
         for layer in layers:
-            del layer.forward
+            vars(layer).pop("forward", None)
 
 
 def _forward(layer: nn.Module, number: int) -> Callable[..., Tensor]:
+    # the first layer would be a form of its own, whose input needs no gradient
+    first = number == 0 and any(p.requires_grad for p in layer.parameters())
+
     def forward(hidden: Tensor, *, past_key_values: Any = None, **more: Any) -> Tensor:
         own = None if past_key_values is None else past_key_values.layers[number]
-        if torch.is_grad_enabled() and not hidden.requires_grad:  # the first layer's would be a form of its own
+        if first and torch.is_grad_enabled() and not hidden.requires_grad:
             hidden = hidden.detach().requires_grad_()
-        return _compiled(type(layer))(layer, hidden, past_key_values=own, **more)
+        return _compiled(type(layer), hidden.device.type)(layer, hidden, past_key_values=own, **more)
 
     return forward
 
 
 @cache
-def _compiled(kind: type[nn.Module]) -> Callable[..., Tensor]:
-    return torch.compile(kind.forward, dynamic=True)
+def _compiled(kind: type[nn.Module], device: str) -> Callable[..., Tensor]:
+    return torch.compile(kind.forward, dynamic=True) if _compiler_works(device) else kind.forward
 
 
-@cache
 def _compiler_works(device: str) -> bool:
     """Whether a small function can be compiled here; says so, and why not."""
-    print("Compiling the model's layers where that saves time (once, up to a minute) ...", flush=True)
+    print("Compiling the model's layers: the first rows take up to a minute longer ...", flush=True)
     try:
         torch.compile(lambda x: x.exp() + 1)(torch.ones(8, device=device))
     except Exception as error:  # whatever is missing: a compiler, its headers, OpenMP, Triton
-        print(f"They stay as they are, which is slower and no error: {str(error).splitlines()[0]}", flush=True)
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        print(f"They stay as they are, which is slower and no error: {reason}", flush=True)
         return False
     return True

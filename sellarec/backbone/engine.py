@@ -147,7 +147,7 @@ def score_rows(
 
     budget = (token_budget or TOKEN_BUDGET[lm.placement.device.type]) * (KEPT_BUDGET if kept else 1)
     rows = rows if kept else share_starts(lm, rows)
-    with layers_for(lm, len(rows) // (KEPT_BUDGET if kept else 1)):
+    with layers_for(lm, 0 if kept else len(rows)):  # behind a cache there is little to gain
         scores = _for_all(rows, score, (), budget, label, "rows", resume, together=lm.split)
     for partial in resume.parent.glob(f"*{resume.name}") if resume and is_main() else ():
         partial.unlink()

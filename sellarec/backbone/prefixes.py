@@ -243,8 +243,8 @@ def _digest(lm: LanguageModel, prefixes: Sequence[Prefix], token_budget: int) ->
     """Names all that decides the bytes: the weights themselves, what the model does with them, the list, and how it is
     grouped."""
     settings = {k: v for k, v in lm.model.config.to_dict().items() if k not in ABOUT_FILES}
-    compiled = worth_compiling(lm, len(prefixes))
-    digest = hashlib.sha256(f"{lm.embedding.weight.dtype} {token_budget} {compiled}".encode())
+    compiled = " compiled" if worth_compiling(lm, len(prefixes)) else ""
+    digest = hashlib.sha256(f"{lm.embedding.weight.dtype} {token_budget}{compiled}".encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, weight in sorted(lm.model.state_dict().items()):
         digest.update(name.encode())
