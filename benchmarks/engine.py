@@ -283,7 +283,8 @@ class Bench:
         label = torch.from_numpy(train["label"].to_numpy().astype(np.float32))
         model = lambda: MatrixFactorization(data.n_users, data.n_items, 64, bias=True, init_std=0.1)  # noqa: E731
         self.table.measure("stage-2 epochs", "plain DataLoader", plain.mf_epochs(model(), user, item, label, 2048), 1)
-        epochs = lambda: fit_collab(model(), data, FitConfig(epochs=5), 0, label="")  # noqa: E731
+        device = self.lm.placement.device
+        epochs = lambda: fit_collab(model().to(device), data, FitConfig(epochs=5), 0, label="")  # noqa: E731
         self.table.measure("stage-2 epochs", "engine, with validation", epochs, 5)
 
     def bootstrap(self) -> None:

@@ -21,7 +21,7 @@ full)
     profile=full shape=qwen2-7b backbone=${BACKBONE:-smollm2-135m} parts=${PARTS:-1} large_parts=8
     bench=(--rows 2048 --candidates 2048 --repeats 3 --budgets 8192 131072)
     few=(--rows 512 --candidates 512 --repeats 2 --budgets 8192 131072)
-    tasks=(--compiled --tasks scoring operations ranking stage3 stage1)
+    tasks=(--compiled --tasks scoring operations ranking stage3 stage1 stage2)
     ;;
 smoke)
     profile=smoke shape=tiny backbone=${BACKBONE:-$out/backbone-tiny} parts=${PARTS:-1} large_parts=2

@@ -65,6 +65,22 @@ def test_the_same_seed_gives_the_same_bytes(data):
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
+def test_an_epoch_stays_on_the_models_device_until_it_is_over(data):
+    """ "meta" stands for a GPU: tensors of two devices cannot meet there either, and none can be asked for its value."""
+    model = MatrixFactorization(data.n_users, data.n_items, 4).to("meta")
+    projection, semantic = Projection(5, 6).to("meta"), torch.randn(data.n_items + 1, 6, device="meta")
+    batches = []
+
+    def contrast(user, item):
+        batches.append(user.device.type)
+        return info_nce(projection(model.item_features(item)), semantic[item], 0.2)
+
+    groups = [{"params": projection.parameters()}]
+    with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta"):
+        fit_collab(model, data, CollabConfig(epochs=1, batch=64), 0, extra_loss=contrast, extra_groups=groups)
+    assert batches == ["meta"] * math.ceil(len(data.part("train")) / 64)
+
+
 def test_an_alignment_of_weight_zero_is_none_at_all(data):
     """Stage 2 leaves it out then; what is trained beside stays as it was."""
 

@@ -52,7 +52,7 @@ def fit_collab(
     """Train in place and leave the weights of the best epoch in the model.
 
     Args:
-        model: Maps a batch of `inputs` to log-odds (B,).
+        model: Maps a batch of `inputs` to log-odds (B,). Training runs on the device that it is on.
         inputs: What the model reads of some interactions, tensors of shape (n, ...); users and items come first.
         train_rows: Interactions to train on; None takes the whole training part.
         extra_loss: Added to each batch's loss, given its inputs; reads the parameters of `extra_groups`.
@@ -72,8 +72,9 @@ def fit_collab(
     train_rows = dataset.part("train") if train_rows is None else train_rows
     valid_rows = dataset.part("valid")
     check_selectable(dataset.name, valid_rows["label"], label)
-    train, valid = inputs(train_rows), inputs(valid_rows)
-    labels = torch.from_numpy(train_rows["label"].to_numpy().astype(np.float32))
+    device = next(model.parameters()).device
+    train, valid = ([t.to(device) for t in inputs(rows)] for rows in (train_rows, valid_rows))
+    labels = torch.from_numpy(train_rows["label"].to_numpy().astype(np.float32)).to(device)
     loss_of = {"bce": binary_cross_entropy_with_logits, "mse": mse_loss}[config.loss]
     groups = [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": config.weight_decay}]
     groups += [{"weight_decay": 0.0, **g, "params": list(g["params"])} for g in extra_groups]
@@ -87,10 +88,11 @@ def fit_collab(
     saved = time.monotonic()
     with Progress(label, config.epochs, "epochs", done=state.epoch) as progress:
         while state.epoch < config.epochs and state.epoch - state.best_epoch <= config.patience:
-            total = 0.0
+            total = torch.zeros((), dtype=torch.float64, device=device)  # not asked in between: a GPU would halt
             each_epoch(state.epoch)
             model.train()
-            for batch in batches(torch.randperm(len(labels), generator=state.random), config.batch):
+            order = torch.randperm(len(labels), generator=state.random).to(device)
+            for batch in batches(order, config.batch):
                 read = [t[batch] for t in train]
                 loss = loss_of(model(*read), labels[batch])
                 if extra_loss:
@@ -98,11 +100,11 @@ def fit_collab(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                total += loss.item() * len(batch)
-            found = predict(model, valid)
-            for what, values in (("loss", total), ("scores", found)):
+                total += loss.detach().double() * len(batch)
+            loss, found = total.item() / len(labels), predict(model, valid)
+            for what, values in (("loss", loss), ("scores", found)):
                 check_finite(values, f"{label}, {what} of epoch {state.epoch}", "lower its learning_rate")
-            state.end_epoch(total / len(labels), auc(valid_rows["label"].to_numpy(), found))
+            state.end_epoch(loss, auc(valid_rows["label"].to_numpy(), found))
             progress.advance(1, f"valid AUC {state.best:.4f}")
             if checkpoint and is_main() and time.monotonic() - saved > CHECKPOINT_SECONDS:
                 state.save(checkpoint)
@@ -149,7 +151,7 @@ class _State:
 
     def load(self, file: Path) -> None:
         try:
-            found = torch.load(file, weights_only=True)
+            found = torch.load(file, weights_only=True, map_location="cpu")  # each part copies it to where it is
             self.trained.load_state_dict(found["trained"])
             self.optimizer.load_state_dict(found["optimizer"])
         except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
@@ -169,7 +171,7 @@ def batches(order: Tensor, size: int) -> list[Tensor]:
 
 @torch.inference_mode()
 def predict(model: nn.Module, inputs: Sequence[Tensor], batch: int = 8192) -> np.ndarray:
-    """The model's log-odds, shape (n,), float32; in pieces, so that memory stays bounded."""
+    """The model's log-odds, shape (n,), float32; in pieces, so that memory stays bounded. Inputs are where it is."""
     model.eval()
     pieces = [model(*(t[i : i + batch] for t in inputs)) for i in range(0, len(inputs[0]), batch)]
-    return torch.cat(pieces).numpy()
+    return torch.cat(pieces).cpu().numpy()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sellarec.backbone.loading import choose_placement
 from sellarec.collab.alignment import info_nce
 from sellarec.collab.fit import fit_collab, predict, user_and_item
 from sellarec.collab.mf import MatrixFactorization, Projection
@@ -31,19 +32,22 @@ def _align(work: Workspace, run: Run) -> None:
     mf = new_mf(dataset, config)
     semantic = semantic_embedding(work)
     projection = Projection(mf.feature_dim, semantic.embedding_dim)
+    device = choose_placement(work.config.dtype).device
+    for part in (mf, semantic, projection):
+        part.to(device)
     # Adam moves every entry by the rate at each step, whatever its size; at the full rate the semantic vectors would
     # meet the projected ones halfway and forget the titles.
     semantic_rate = config.learning_rate * semantic.weight.detach().square().mean().sqrt().item()
 
     semantic_group = [] if config.frozen_semantic else [{"params": [semantic.weight], "lr": semantic_rate}]
 
-    unseen = torch.from_numpy(items_without_contrast(work))
+    unseen = torch.from_numpy(items_without_contrast(work)).to(device)
 
     def contrast(user: Tensor, item: Tensor) -> Tensor:
         unique = item.unique()
         unique = unique[~torch.isin(unique, unseen)]
         if not len(unique):
-            return torch.zeros(())
+            return torch.zeros((), device=device)
         projected = projection(mf.item_features(unique))
         loss = info_nce(projected, semantic(unique), config.temperature, symmetric=config.symmetric)
         return config.alignment * loss
@@ -66,7 +70,7 @@ def _align(work: Workspace, run: Run) -> None:
         log=run.append_log,
         label="stage 2, MF + InfoNCE",
     )
-    mf.forget_unseen(*distinct_ids(rows))
+    mf.cpu().forget_unseen(*distinct_ids(rows))
     tensors = {f"mf.{k}": v for k, v in mf.state_dict().items()}
     tensors |= {f"projection.{k}": v for k, v in projection.state_dict().items()}
     tensors["semantic.weight"] = semantic.weight.data
