@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -272,6 +273,8 @@ def _doctor(argv: list[str]) -> None:
     print(f"bf16 on CPU   {features}")
     print(f"GPU           {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}")
     print(f"number format {choose_placement().reason}")
+    compiler = next(filter(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")), None)
+    print(f"C++ compiler  {compiler or 'none: layers are never compiled, long work is slower'}")
     print(f"cache         {sources.home()}")
     for name in sources.SOURCES:
         state = "fetched" if sources.is_fetched(name) else f"missing; get it with: sellarec fetch {name}"

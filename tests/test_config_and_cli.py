@@ -88,11 +88,13 @@ def test_doctor_says_what_is_chosen_and_what_is_missing(capsys, monkeypatch):
         return there(package)
 
     monkeypatch.setattr(cli.importlib.metadata, "version", version)
+    monkeypatch.setattr(cli.shutil, "which", lambda name: None)
     cli.main(["doctor"])
     text = capsys.readouterr().out
     assert "number format" in text and "torch" in text
     assert "missing; get it with: sellarec fetch ml-100k" in text
     assert re.search(r"^streamlit +missing$", text, re.MULTILINE)
+    assert re.search(r"^C\+\+ compiler +none", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
