@@ -66,7 +66,7 @@ def test_the_same_seed_gives_the_same_bytes(data):
 
 
 def test_an_epoch_stays_on_the_models_device_until_it_is_over(data):
-    """ "meta" stands for a GPU: tensors of two devices cannot meet there either, and none can be asked for its value."""
+    """On "meta", as on a GPU, tensors of two devices cannot meet, and a value that is asked for is an error."""
     model = MatrixFactorization(data.n_users, data.n_items, 4).to("meta")
     projection, semantic = Projection(5, 6).to("meta"), torch.randn(data.n_items + 1, 6, device="meta")
     batches = []
