@@ -121,7 +121,7 @@ def _coerced(name: str, value: Any, owner: object, field: str) -> Any:
             raise SellarecError(f"setting '{name}' cannot be {value!r}. {nearest(str(value), typing.get_args(kind))}")
         return value
     kinds = typing.get_args(kind) or (kind,)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+    if float in kinds and int not in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kinds) or (bool not in kinds and isinstance(value, bool)):
         said = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)

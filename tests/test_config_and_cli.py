@@ -41,6 +41,9 @@ def test_a_profile_is_the_defaults_with_its_changes():
         ("stage3.batch", True, r"needs int"),
         ("stage3.batch", None, r"needs int, not None"),
         ("prompt.genres", 1, r"needs bool"),
+        ("stage1.rows", 0, r"stage1.rows is 0; it must be at least 1"),
+        ("stage3.rows", 0.0, r"a share between 0 and 1"),
+        ("stage3.rows", True, r"needs int or float or None"),
     ],
 )
 def test_unknown_names_and_wrong_values_are_refused(name, value, message):
@@ -51,6 +54,13 @@ def test_unknown_names_and_wrong_values_are_refused(name, value, message):
 def test_whole_numbers_serve_as_floats_and_none_where_it_is_allowed():
     config = make_config("smoke", **{"stage3.learning_rate": 1, "stage3.rows": None})
     assert config.stage3.learning_rate == 1.0 and config.stage3.rows is None
+
+
+def test_rows_are_a_whole_number_or_a_share_and_stay_what_they_are():
+    config = make_config("smoke", **{"stage1.rows": 7, "stage3.rows": 0.5})
+    assert type(config.stage1.rows) is int and type(config.stage3.rows) is float
+    words = words_of(config)
+    assert words[words.index("--stage1.rows") + 1] == "7" and words[words.index("--stage3.rows") + 1] == "0.5"
 
 
 def test_every_setting_is_explained_beneath_its_field():
@@ -310,7 +320,7 @@ def test_choices_are_listed_and_checked(capsys):
         said = capsys.readouterr().err
         assert ("mse" if "loss" in words[0] else "warm,user+item") in said
     for name, value, message in (
-        ("stage1.rows", 1.5, "'stage1.rows' needs int or None, not 1.5"),
+        ("stage1.rows", 1.5, "stage1.rows is 1.5; it must be a whole number, or a share"),
         ("stage3.facts", 1, "'stage3.facts' needs bool, not 1"),
         ("stage1.batch", True, "'stage1.batch' needs int, not True"),
         ("mlp.inputs", "records,fact", r"mlp\.inputs 'records,fact': 'fact' is not known\. Did you mean 'facts'"),

@@ -27,12 +27,24 @@ def test_stage_2_says_when_it_can_hold_nothing_out(small_workspace, capsys):
 
 
 @pytest.mark.parametrize(
-    ("stage1", "stage3", "shared"), [(100, 201, 0), (100, 250, 49), (301, 80, 80), (None, None, 301)]
+    ("stage1", "stage3", "taken", "shared"),
+    [
+        (100, 201, 201, 0),
+        (100, 250, 250, 49),
+        (301, 80, 80, 80),
+        (None, None, 301, 301),
+        (1000, 1000, 301, 301),
+        (0.25, 0.75, 226, 0),
+        (0.5, 0.75, 226, 75),
+        (None, 0.001, 1, 1),
+    ],
 )
-def test_stage_3_takes_rows_of_stage_1_only_where_the_others_are_too_few(small_workspace, stage1, stage3, shared):
+def test_stage_3_takes_rows_of_stage_1_only_where_the_others_are_too_few(
+    small_workspace, stage1, stage3, taken, shared
+):
     work = small_workspace.variant({"stage1.rows": stage1, "stage3.rows": stage3})
     first, third = stage1_rows(work).index, stage3_rows(work).index
-    assert len(third) == (stage3 or 301) and third.is_monotonic_increasing and third.is_unique
+    assert len(third) == taken and third.is_monotonic_increasing and third.is_unique
     assert len(first.intersection(third)) == shared
 
 

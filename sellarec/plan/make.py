@@ -15,6 +15,7 @@ from sellarec.machine import GIB, Machine
 from sellarec.plan.shape import Shape, Step
 from sellarec.settings import Config
 from sellarec.systems.base import Workspace
+from sellarec.systems.rows import budget_of
 from sellarec.systems.sella import phases
 
 SHARE = 0.5
@@ -62,14 +63,14 @@ def _plan_with(shape: Shape, config: Config) -> Plan:
     shape = shape.splitting(config.split)
     data = work.dataset
     valid, test, train = (len(work.part(split)) for split in ("valid", "test", "train"))
-    rows = _budget(config.stage3.rows, train)
+    rows = budget_of(config.stage3.rows, train)
     # each prefix is computed once; without the cache every step computes them for itself
     alone = machine.device == "cpu" and machine.processes == 1
     wanted, allowed = shape.kept_bytes(valid + test + rows), min(config.prefix_gib * GIB, machine.room)
     kept = alone and wanted <= allowed
     steps = [shape.reading()]
     if config.lora.rank:
-        tuned = _budget(config.stage1.rows, train) * config.stage1.epochs
+        tuned = budget_of(config.stage1.rows, train) * config.stage1.epochs
         cost = shape.checkpointed if config.lora.checkpointing else shape.stage1
         steps.append(shape.training("stage 1, LoRA", tuned, config.stage1, shape.text, cost, shape.adapter))
         steps.append(shape.scoring("stage 1, validation", valid * config.stage1.evaluations, shape.text))
@@ -123,7 +124,3 @@ def _smaller(work: Workspace, machine: Machine) -> dict[str, object] | None:
         tries += [{"split": True, **others} for others in ({}, *tries)]
     tries += [{"lora.checkpointing": True, **others} for others in ({}, *tries)]
     return next((t for t in ({}, *tries) if _plan_with(shape, change_config(config, t)).fits), None)
-
-
-def _budget(rows: int | None, most: int) -> int:
-    return most if rows is None else min(rows, most)

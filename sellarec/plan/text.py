@@ -37,7 +37,7 @@ def described(plan: Plan, backbone: str) -> str:
     lines += [
         _line("together", "", "", operations, sum(map(plan.seconds, plan.steps)), plan.memory),
         "",
-        "Stage 2 and systems without a language model are not counted: they run on the CPU, in each process.",
+        "Stage 2 and systems without a language model are not counted.",
         f"GiB: the peak of each process. Weights of the backbone; what is trained, its gradients and the optimizer's "
         f"moments; what a\nbatch keeps and works with; and {RUNTIME / GIB:.1f} of the interpreter and its libraries.",
         *([plan.disk] if plan.disk else []),

@@ -80,8 +80,8 @@ class LoraSettings(Settings):
 class TrainConfig(Settings):
     """How a language-model stage is trained."""
 
-    rows: int | None = None
-    """Training rows drawn at random from the training part; None takes all."""
+    rows: int | float | None = None
+    """Training rows drawn at random from the training part; below 1 a share of them; None takes all."""
     cold_users: float | None = None
     """Ours: share of these rows that show their user as new, without record and vector; None takes the share of new
     users' rows in the validation part, 0 is the paper's way."""
@@ -103,7 +103,10 @@ class TrainConfig(Settings):
     """Seconds of work that a killed run loses at most."""
 
     def check(self, group: str) -> None:
-        at_least(self, group, rows=1, epochs=1, batch=1, accumulate=1, evaluations=1)
+        if isinstance(self.rows, float) and not 0 < self.rows < 1:
+            raise SellarecError(f"{group}rows is {self.rows}; it must be a whole number, or a share between 0 and 1.")
+        at_least(self, group, rows=1 if isinstance(self.rows, int) else 0)
+        at_least(self, group, epochs=1, batch=1, accumulate=1, evaluations=1)
         at_least(self, group, cold_users=0, warmup=0, weight_decay=0, checkpoint_seconds=0)
         at_most(self, group, cold_users=1, warmup=1)
         above_zero(self, group, "learning_rate")

@@ -31,9 +31,17 @@ def selection_rows(work: Workspace, what: str) -> pd.DataFrame:
     return rows
 
 
+def budget_of(rows: int | float | None, most: int) -> int:
+    """How many of so many rows a setting asks for: a number, a share below 1, or None for all."""
+    if rows is None:
+        return most
+    return max(1, round(rows * most)) if isinstance(rows, float) else min(rows, most)
+
+
 def stage1_rows(work: Workspace) -> pd.DataFrame:
     """The training rows that the adapter is tuned on."""
-    return sample_rows(work.dataset.part("train"), work.config.stage1.rows, work.config.seed)
+    train = work.dataset.part("train")
+    return sample_rows(train, budget_of(work.config.stage1.rows, len(train)), work.config.seed)
 
 
 def stage3_rows(work: Workspace) -> pd.DataFrame:
@@ -42,7 +50,7 @@ def stage3_rows(work: Workspace) -> pd.DataFrame:
     A language model is surer of rows that it was tuned on than of new ones.
     """
     train, seed, seen = work.dataset.part("train"), work.config.seed, stage1_rows(work)
-    budget, fresh = work.config.stage3.rows or len(train), train.drop(seen.index)
+    budget, fresh = budget_of(work.config.stage3.rows, len(train)), train.drop(seen.index)
     if budget <= len(fresh):
         return sample_rows(fresh, budget, seed)
     return pd.concat([fresh, sample_rows(seen, budget - len(fresh), seed)]).sort_index()

@@ -55,7 +55,7 @@ def _align(work: Workspace, run: Run) -> None:
     if config.hold_out and len(rows) == len(dataset.part("train")) and work.config.stage3.records:
         print(
             "Stage 3 takes nearly every training row, so that stage 2 can hold none out: beside its vectors, counts of "
-            "user and item give labels away. --stage3.rows of about half of them is sounder (docs/protocol.md).",
+            "user and item give labels away. --stage3.rows 0.5, half of them, is sounder (docs/protocol.md).",
             flush=True,
         )
     fit_collab(
