@@ -67,6 +67,8 @@ class Options:
 
     dataset: str = "ml-100k"
     """A registered dataset or an own table."""
+    profile: str = "quick"
+    """Whose prompts: `quick` lists three titles, `full` ten."""
     backbone: str = "smollm2-135m"
     """As for `sellarec run`."""
     dtype: str = "auto"
@@ -347,7 +349,7 @@ def main() -> None:
         if task not in TASKS:
             sys.exit(f"sellarec bench: task '{task}' is not known. {nearest(task, TASKS)}")
     work = Workspace(
-        make_config("quick", options.dataset, backbone=options.backbone, dtype=options.dtype), Path("runs")
+        make_config(options.profile, options.dataset, backbone=options.backbone, dtype=options.dtype), Path("runs")
     )
     lm = work.base_model
     weights = sum(p.numel() for n, p in lm.model.named_parameters() if "layers" in n)
