@@ -56,7 +56,7 @@ def lines(options: Options, large: Path) -> Iterator[list[str]]:
         (str(large), "full", (None,)),
     ):
         for rows in sizes:
-            changes = {"stage1.rows": rows, "stage3.rows": rows} if profile == "quick" else {}
+            changes = {"stage1.rows": rows, "stage3.rows": rows} if profile == "quick" else {"stage3.rows": None}
             work = Workspace(make_config(profile, options.dataset, backbone=backbone, **changes))
             on_cpu, on_gpu = make_plan(work, cpu), make_plan(work, gpu)
             split = make_plan(work.variant({"split": True}), together)

@@ -25,6 +25,7 @@ from tests.conftest import SMALL
 
 def test_a_profile_is_the_defaults_with_its_changes():
     assert make_config("full").stage2.dim == 256
+    assert (make_config("full").stage3.rows, make_config("full-paper").stage3.rows) == (0.5, None)
     assert make_config("quick", "ml-100k").evaluation.test_rows == 1800
     assert make_config("quick", "ml-1m").evaluation.test_rows is None
     assert make_config("smoke", **{"stage3.rows": 5, "seed": 4}).stage3.rows == 5

@@ -19,6 +19,13 @@ def test_stage_2_never_sees_the_rows_of_stage_3_unless_these_are_all(small_works
         assert stage2_rows(other).index.equals(train.index)
 
 
+def test_the_full_profile_leaves_stage_2_half_of_the_rows_and_the_papers_none(small_workspace):
+    for profile, held_out in (("full", 150), ("full-paper", 0)):
+        work = Workspace(make_config(profile, small_workspace.config.dataset), small_workspace.root)
+        assert len(stage1_rows(work)) == 301 and len(stage2_rows(work)) == 301 - held_out
+        assert len(stage3_rows(work)) == (held_out or 301)
+
+
 def test_stage_2_says_when_it_can_hold_nothing_out(small_workspace, capsys):
     small_workspace.variant({"stage3.rows": None}).run("sella_collab")
     assert "stage 2 can hold none out" in capsys.readouterr().out
