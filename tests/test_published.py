@@ -265,6 +265,16 @@ def test_the_runs_that_this_repository_publishes_are_whole_and_hold_no_table():
         assert not (folder / SCORES).exists() or list(load_file(folder / SCORES)) == ["score"]
 
 
+QUICK_STAGE_3 = {
+    "stage3.rows": 12_000,
+    "stage3.epochs": 1,
+    "stage3.evaluations": 1,
+    "stage3.batch": 32,
+    "stage3.accumulate": 1,
+    "stage3.learning_rate": 1e-3,
+}
+"""What `full` leaves of a stage 3 that runs on a CPU."""
+
 STUDIED = (
     ("quick", {}),
     ("quick", {"stage3.embedding_learning_rate": 1e-3, "stage3.projection_learning_rate": 1e-3}),
@@ -273,6 +283,7 @@ STUDIED = (
     ("quick-paper", {}),
     *(("quick-paper", {"mlp.start": start}) for start in (1, 2)),
     ("full", {"stage1.accumulate": 1}),
+    ("full", {"stage1.accumulate": 1, **QUICK_STAGE_3}),
 )
 """The settings behind docs/results.md: profiles, and changes to them."""
 

@@ -50,7 +50,7 @@ def layers_for(lm: LanguageModel, rows: int) -> AbstractContextManager:
 @contextmanager
 def compiled_layers(lm: LanguageModel) -> Iterator[None]:
     """Within it the model's layers are compiled when they first compute. Scores change by rounding: what is fused is
-    not rounded in between. TORCH_COMPILE_DISABLE=1 leaves layers as they are."""
+    not rounded in between. Dropout draws other numbers. TORCH_COMPILE_DISABLE=1 leaves layers as they are."""
     layers = [layer for layer in layers_of(lm.model) if "forward" not in vars(layer)]  # one within another changes none
     try:
         for number, layer in enumerate(layers):
