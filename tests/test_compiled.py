@@ -130,8 +130,19 @@ def test_soft_vectors_and_a_prefix_cache_reach_compiled_layers(lm, traced, tmp_p
 def test_a_model_is_as_before_when_the_work_is_done_or_breaks_off(lm, traced):
     with pytest.raises(RuntimeError, match="in the middle"), compiled_layers(lm):
         assert all("forward" in vars(layer) for layer in layers_of(lm.model))
+        with compiled_layers(lm):  # one within another changes nothing
+            pass
+        assert all("forward" in vars(layer) for layer in layers_of(lm.model))
         raise RuntimeError("in the middle")
     assert not any("forward" in vars(layer) for layer in layers_of(lm.model))
+
+
+def test_compiling_can_be_switched_off(lm, monkeypatch, capsys):
+    expected = score_rows(lm, ROWS, label="")
+    monkeypatch.setattr(compiled, "_compiled", cache(compiled._compiled.__wrapped__))
+    with torch._dynamo.config.patch(disable=True), compiled_layers(lm):
+        assert score_rows(lm, ROWS, label="").tobytes() == expected.tobytes()
+    assert "ompil" not in capsys.readouterr().out
 
 
 def test_only_long_work_of_a_known_model_is_compiled(lm, monkeypatch):

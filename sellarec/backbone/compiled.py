@@ -51,14 +51,14 @@ def layers_for(lm: LanguageModel, rows: int) -> AbstractContextManager:
 def compiled_layers(lm: LanguageModel) -> Iterator[None]:
     """Within it the model's layers are compiled when they first compute. Scores change by rounding: what is fused is
     not rounded in between. Dropout draws other numbers. TORCH_COMPILE_DISABLE=1 leaves layers as they are."""
-    layers = [layer for layer in layers_of(lm.model) if "forward" not in vars(layer)]  # one within another changes none
+    numbered = [(n, layer) for n, layer in enumerate(layers_of(lm.model)) if "forward" not in vars(layer)]
     try:
-        for number, layer in enumerate(layers):
+        for number, layer in numbered:  # none, if they are compiled already
             layer.forward = _forward(layer, number)
         with torch._dynamo.config.patch(recompile_limit=FORMS):
             yield
     finally:
-        for layer in layers:
+        for _, layer in numbered:
             vars(layer).pop("forward", None)
 
 
@@ -82,6 +82,8 @@ def _compiled(kind: type[nn.Module], device: str) -> Callable[..., Tensor]:
 
 def _compiler_works(device: str) -> bool:
     """Whether a small function can be compiled here; says so, and why not."""
+    if torch._dynamo.config.disable:
+        return False
     print("Compiling the model's layers: the first rows take up to a minute longer ...", flush=True)
     try:
         torch.compile(lambda x: x.exp() + 1)(torch.ones(8, device=device))
