@@ -26,7 +26,7 @@ full)
 smoke)
     profile=smoke shape=tiny backbone=${BACKBONE:-$out/backbone-tiny} parts=${PARTS:-1} large_parts=2
     bench=(--rows 32 --candidates 32 --repeats 1) few=("${bench[@]}")
-    tasks=(--tasks scoring operations ranking stage3 stage1)
+    tasks=(--tasks scoring operations ranking stage3 stage1 stage2)
     ;;
 *) echo "usage: $0 [full|smoke] [STEP ...]" >&2 && exit 2 ;;
 esac

@@ -161,20 +161,28 @@ def test_only_long_work_of_a_known_model_is_compiled(lm, monkeypatch):
     assert not worth_compiling(lm, enough)
 
 
-def test_long_training_of_both_stages_and_long_scoring_ask_for_it(llama, monkeypatch):
-    """Rows count as often as they are asked for; what is read from the prefix cache does not."""
+def test_training_counts_the_rows_of_all_epochs(small_workspace, monkeypatch):
+    asked = {}
+
+    def spy(name):
+        return lambda lm, rows: asked.setdefault(name, set()).add(rows) or nullcontext()
+
+    for module in (tallrec, sella):
+        monkeypatch.setattr(module, "layers_for", spy(module.__name__))
+    work = small_workspace.variant({"stage1.epochs": 2, "stage3.epochs": 3})
+    work.run("sella")
+    stages = work.config.stage1, work.config.stage3
+    assert list(asked.values()) == [{stage.rows * stage.epochs} for stage in stages]
+
+
+def test_scoring_counts_its_rows_but_not_those_behind_a_cache(lm, monkeypatch):
     asked = []
-    for module in (tallrec, sella, engine):
-        monkeypatch.setattr(module, "layers_for", lambda lm, rows: asked.append(rows) or nullcontext())
-    lm = open_language_model(str(llama), "float32")
-    text = tallrec.TextModel(lm, ROWS, epochs=3)
-    text(np.arange(2))
-    assert asked == [3 * len(ROWS)]
+    monkeypatch.setattr(engine, "layers_for", lambda lm, rows: asked.append(rows) or nullcontext())
     monkeypatch.setattr(engine, "_for_all", lambda *of, **more: None)
     score_rows(lm, ROWS, label="")
     engine.embed_rows(lm, ROWS[:2], label="")
     score_rows(lm, ROWS, label="", kept="a cache")
-    assert asked[1:] == [len(ROWS), 2, 0]
+    assert asked == [len(ROWS), 2, 0]
 
 
 def test_without_a_compiler_layers_stay_as_they_are_and_it_is_said_once(lm, monkeypatch, capsys):
