@@ -16,6 +16,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -144,6 +145,18 @@ class Run:
                 out.write(json.dumps(_plain(entry)) + "\n")
 
 
+_computing: ContextVar[Run | None] = ContextVar("_computing", default=None)
+
+
+def record(fact: str) -> None:
+    """Say of the run that is being computed, if one is, by what that changes rounding; its config then names it under
+    "computed_with", also if the computation breaks off and goes on later."""
+    run = _computing.get()
+    if run and is_main() and fact not in run.config["computed_with"]:
+        run.config["computed_with"] = sorted([*run.config["computed_with"], fact])
+        run.write_json("config", run.config)
+
+
 def is_there(root: Path, key: RunKey, *, weights: bool = False) -> bool:
     """Whether the run of a key is in the store; if `weights`, with these."""
     folder = key.folder(root)
@@ -170,12 +183,15 @@ def ensure_run(root: Path, key: RunKey, compute: Callable[[Run], None], *, weigh
             run.write_json("config", _description(key, _begun_under(work)))
             if is_main():
                 (work / FAILURE).unlink(missing_ok=True)
+            outer = _computing.set(run)
             try:
                 compute(run)
             except Exception as error:
                 with suppress(FileExistsError), (work / FAILURE).open("x") as out:  # of several the first one's reason
                     out.write(str(error) or type(error).__name__)
                 raise
+            finally:
+                _computing.reset(outer)
             wait()
             if is_main():
                 seal(work, folder)
@@ -274,6 +290,7 @@ def _description(key: RunKey, before: dict[str, Any]) -> dict[str, Any]:
         "code": _both(before.get("code"), code_version(), ", "),
         "versions": {name: _both(earlier.get(name), now) for name, now in versions.items()},
         "machine": _both(before.get("machine"), machine),
+        "computed_with": before.get("computed_with", []),
     }
 
 

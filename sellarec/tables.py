@@ -226,7 +226,8 @@ def with_titles(work: Workspace, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def provenance_table(work: Workspace, systems: Sequence[str]) -> pd.DataFrame:
-    """Where each number comes from: the run's folder, key, data hash and code version; and if its weights are there."""
+    """Where each number comes from: the run's folder, key, data hash and code version, what it was computed with that
+    changes rounding; and if its weights are there."""
     lines = []
     for name in systems:
         run = work.run(name)
@@ -237,6 +238,7 @@ def provenance_table(work: Workspace, systems: Sequence[str]) -> pd.DataFrame:
                 "data": run.config["data_hash"][:12],
                 "code": run.config["code"],
                 "torch": run.config["versions"]["torch"],
+                "computed with": ", ".join(run.config.get("computed_with", ["not recorded"])),
                 "weights": "" if run.has_weights else "not published",
             }
         )

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sellarec.backbone import compiled, engine, prefixes
 from sellarec.backbone.attention import attention_weights
-from sellarec.backbone.compiled import compiled_layers, worth_compiling
+from sellarec.backbone.compiled import _compiled, _compiler_works, compiled_layers, worth_compiling
 from sellarec.backbone.engine import log_odds, score_rows, without_prefix
 from sellarec.backbone.grouped import FAMILIES
 from sellarec.backbone.language_model import TokenRow, layers_of, open_language_model
@@ -43,6 +43,7 @@ def traced(monkeypatch):
     torch._dynamo.reset()
     traces = cache(lambda kind, device: torch.compile(kind.forward, dynamic=True, backend=keep))
     monkeypatch.setattr(compiled, "_compiled", traces)
+    monkeypatch.setattr(compiled, "_compiler_works", lambda device: True)
     yield forms
     torch._dynamo.reset()
 
@@ -137,9 +138,14 @@ def test_a_model_is_as_before_when_the_work_is_done_or_breaks_off(lm, traced):
     assert not any("forward" in vars(layer) for layer in layers_of(lm.model))
 
 
+def looks_for_a_compiler_anew(monkeypatch):
+    for function in (_compiled, _compiler_works):
+        monkeypatch.setattr(compiled, function.__name__, cache(function.__wrapped__))
+
+
 def test_compiling_can_be_switched_off(lm, monkeypatch, capsys):
     expected = score_rows(lm, ROWS, label="")
-    monkeypatch.setattr(compiled, "_compiled", cache(compiled._compiled.__wrapped__))
+    looks_for_a_compiler_anew(monkeypatch)
     with torch._dynamo.config.patch(disable=True), compiled_layers(lm):
         assert score_rows(lm, ROWS, label="").tobytes() == expected.tobytes()
     assert "ompil" not in capsys.readouterr().out
@@ -191,7 +197,7 @@ def test_without_a_compiler_layers_stay_as_they_are_and_it_is_said_once(lm, monk
 
     expected = score_rows(lm, ROWS, label="")
     monkeypatch.setattr(torch, "compile", no_compiler)
-    monkeypatch.setattr(compiled, "_compiled", cache(compiled._compiled.__wrapped__))
+    looks_for_a_compiler_anew(monkeypatch)
     with compiled_layers(lm):
         assert not capsys.readouterr().out  # nobody looks for a compiler before a layer computes
         found = score_rows(lm, ROWS, label="")
@@ -207,9 +213,26 @@ def test_kept_prefixes_of_compiled_layers_are_others(lm, monkeypatch, tmp_path):
     open_prefix_cache(lm, wanted, folder, 1.0, label="")
     monkeypatch.setitem(compiled.WORTH, lm.placement.device.type, 1)
     monkeypatch.setattr(prefixes, "layers_for", lambda lm, rows: nullcontext())
-    for _ in range(2):
+    for works, files in ((False, 1), (True, 2), (True, 2)):
+        monkeypatch.setattr(compiled, "_compiler_works", lambda device, works=works: works)
         open_prefix_cache(lm, wanted, folder, 1.0, label="")
-    assert len(list(folder.glob("*.bin"))) == 2
+        assert len(list(folder.glob("*.bin"))) == files
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_run_says_that_its_layers_were_compiled(small_workspace, traced, monkeypatch, works):
+    """Also one that finds its prefixes computed by another."""
+    if not works:
+        looks_for_a_compiler_anew(monkeypatch)
+        monkeypatch.setattr(compiled, "_compiler_works", lambda device: False)
+    monkeypatch.setitem(compiled.WORTH, "cpu", 1)
+    work = small_workspace.variant({"stage1.learning_rate": 2e-3 if works else 3e-3})
+    layers = ["compiled layers"] if works else []
+    assert work.run("tallrec").config["computed_with"] == [*layers, "prefix cache"]
+    again = work.variant({"stage3.learning_rate": 2e-3})
+    monkeypatch.setattr(prefixes, "layers_for", lambda lm, rows: nullcontext())
+    assert again.run("mf").config["computed_with"] == []
+    assert again.run("sella").config["computed_with"] == [*layers, "prefix cache"]
 
 
 @needs_compiler

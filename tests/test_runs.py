@@ -12,7 +12,7 @@ import pytest
 from sellarec import runs
 from sellarec.backbone.loading import identity
 from sellarec.errors import SellarecError
-from sellarec.runs import Run, RunKey, ensure_run, open_run
+from sellarec.runs import Run, RunKey, ensure_run, open_run, record
 from tests.conftest import SMALL
 
 
@@ -75,6 +75,25 @@ def test_a_run_that_goes_on_elsewhere_names_both_machines_and_versions(tmp_path,
     assert said["machine"] == f"{here}, a GPU, then {here}" and said["code"] == "abc, def"
     assert said["versions"]["torch"] == "1.0, then 2.0" and said["versions"]["numpy"] == "1.0"
     assert runs._both("here, then there", "here") == "here, then there, then here"
+
+
+def test_a_run_names_what_it_was_computed_with_also_when_it_goes_on_later(tmp_path):
+    def begins(run):
+        record("compiled layers")
+        upstream = ensure_run(tmp_path, key(system="upstream"), lambda r: (record("upstream's own"), compute(r)))
+        assert upstream.config["computed_with"] == ["upstream's own"]
+        raise KeyboardInterrupt
+
+    def goes_on(run):
+        for fact in ("prefix cache", "a", "a"):
+            record(fact)
+        compute(run)
+
+    with pytest.raises(KeyboardInterrupt):
+        ensure_run(tmp_path, key(), begins)
+    record("of no run")
+    assert ensure_run(tmp_path, key(), goes_on).config["computed_with"] == ["a", "compiled layers", "prefix cache"]
+    assert ensure_run(tmp_path, key(seed=2), compute).config["computed_with"] == []
 
 
 def test_an_interrupted_run_is_not_taken_for_a_whole_one_and_keeps_its_work(tmp_path):

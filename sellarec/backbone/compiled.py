@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sellarec.backbone.grouped import FAMILIES
 from sellarec.backbone.language_model import LanguageModel, layers_of
 from sellarec.distributed import world
+from sellarec.runs import record
 
 WORTH = {"cpu": 6_000, "cuda": 100_000}
 """Rows, those of all epochs, from which compiling pays for SmolLM2-135M. On a 2-core CPU it takes about 20 s and saves
@@ -26,6 +27,9 @@ WORTH = {"cpu": 6_000, "cuda": 100_000}
 
 FORMS = 64
 """How many forms of a layer may be compiled: training and scoring, with and without a cache, in each number format."""
+
+FACT = "compiled layers"
+"""What is said of a run in which they computed."""
 
 
 def worth_compiling(lm: LanguageModel, rows: int) -> bool:
@@ -40,6 +44,11 @@ def worth_compiling(lm: LanguageModel, rows: int) -> bool:
     # those with which transformers shows attention stay for good, and cannot be compiled
     hooked = any(part._forward_hooks for layer in layers for part in layer.modules())
     return not checkpointed and not hooked
+
+
+def would_be_compiled(lm: LanguageModel, rows: int) -> bool:
+    """Whether `layers_for` so many rows compiles layers, here and now."""
+    return worth_compiling(lm, rows) and _compiler_works(lm.placement.device.type)
 
 
 def layers_for(lm: LanguageModel, rows: int) -> AbstractContextManager:
@@ -70,25 +79,31 @@ def _forward(layer: nn.Module, number: int) -> Callable[..., Tensor]:
         own = None if past_key_values is None else past_key_values.layers[number]
         if first and torch.is_grad_enabled() and not hidden.requires_grad:
             hidden = hidden.detach().requires_grad_()
-        return _compiled(type(layer), hidden.device.type)(layer, hidden, past_key_values=own, **more)
+        computed_by = _compiled(type(layer), hidden.device.type)
+        if computed_by is not type(layer).forward:
+            record(FACT)
+        return computed_by(layer, hidden, past_key_values=own, **more)
 
     return forward
 
 
 @cache
 def _compiled(kind: type[nn.Module], device: str) -> Callable[..., Tensor]:
-    return torch.compile(kind.forward, dynamic=True) if _compiler_works(device) else kind.forward
+    if not _compiler_works(device):
+        return kind.forward
+    print("Compiling the model's layers: the first rows take up to a minute longer ...", flush=True)
+    return torch.compile(kind.forward, dynamic=True)
 
 
+@cache
 def _compiler_works(device: str) -> bool:
-    """Whether a small function can be compiled here; says so, and why not."""
+    """Whether a small function can be compiled here; if not, says why."""
     if torch._dynamo.config.disable:
         return False
-    print("Compiling the model's layers: the first rows take up to a minute longer ...", flush=True)
     try:
         torch.compile(lambda x: x.exp() + 1)(torch.ones(8, device=device))
     except Exception as error:  # whatever is missing: a compiler, its headers, OpenMP, Triton
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        print(f"They stay as they are, which is slower and no error: {reason}", flush=True)
+        print(f"The model's layers are not compiled, which is slower and no error: {reason}", flush=True)
         return False
     return True

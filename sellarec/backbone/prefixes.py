@@ -24,10 +24,11 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from sellarec.backbone.compiled import layers_for, worth_compiling
+from sellarec.backbone.compiled import FACT, layers_for, would_be_compiled
 from sellarec.backbone.engine import TOKEN_BUDGET, prefix_states
 from sellarec.backbone.language_model import LanguageModel
 from sellarec.progress import Progress
+from sellarec.runs import record
 
 Prefix = tuple[int, ...]
 
@@ -117,6 +118,8 @@ def open_prefix_cache(
         cache = PrefixCache(data, dict(zip(distinct, starts.tolist(), strict=True)), dtype)
         _in_use[path] += 1
         weakref.finalize(cache, _in_use.subtract, [path])
+    for fact in ("prefix cache", *([FACT] if would_be_compiled(lm, len(distinct)) else [])):
+        record(fact)
     return cache
 
 
@@ -243,7 +246,7 @@ def _digest(lm: LanguageModel, prefixes: Sequence[Prefix], token_budget: int) ->
     """Names all that decides the bytes: the weights themselves, what the model does with them, the list, and how it is
     grouped."""
     settings = {k: v for k, v in lm.model.config.to_dict().items() if k not in ABOUT_FILES}
-    compiled = " compiled" if worth_compiling(lm, len(prefixes)) else ""
+    compiled = " compiled" if would_be_compiled(lm, len(prefixes)) else ""
     digest = hashlib.sha256(f"{lm.embedding.weight.dtype} {token_budget}{compiled}".encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, weight in sorted(lm.model.state_dict().items()):
