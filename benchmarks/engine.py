@@ -148,10 +148,12 @@ class Bench:
 
     def computed(self, rows: Sequence[TokenRow]) -> float:
         """Of the tokens of some rows, the share that the engine computes: beginnings once, and padding."""
-        shared, tokens = share_starts(self.lm, rows), 0
+        shared = share_starts(self.lm, rows)
+        common = len({r.prefix for r in shared}) == 1  # then it is computed once, and not in each batch
+        tokens = len(shared[0].prefix) * common
         for at in plan_batches(shared, TOKEN_BUDGET[self.lm.placement.device.type]):
             batch = [shared[i] for i in at]
-            tokens += len({r.prefix for r in batch}) * max(len(r.prefix) for r in batch)
+            tokens += len({r.prefix for r in batch}) * max(len(r.prefix) for r in batch) * (not common)
             tokens += len(batch) * max(len(r.suffix) for r in batch)
         return tokens / sum(map(len, rows))
 

@@ -106,11 +106,15 @@ def test_a_catalogue_costs_what_its_questions_do_not_share(lm, monkeypatch):
         alone = [plain_log_odds(lm, row, {}) for row in rows]
     read, pad = [], engine._pad
     monkeypatch.setattr(engine, "_pad", lambda sequences: read.append(sequences) or pad(sequences))
-    np.testing.assert_allclose(score_rows(lm, rows), alone, atol=2e-6)
-    suffixes, (shared,) = read
+    scores = score_rows(lm, rows, token_budget=1)
+    np.testing.assert_allclose(scores, alone, atol=2e-6)
+    (shared,), *batches = read
     ids = [r.prefix + r.suffix for r in rows]
-    assert {shared + s for s in suffixes} == {*ids}
+    assert sorted(shared + s for batch in batches for s in batch) == sorted(ids)
+    assert len(batches) == len(rows), "each is a batch of its own"
     assert len({i[: len(shared) + 1] for i in ids}) > 1, "all that they share is read once"
+    monkeypatch.setattr(engine, "_common_prefix", lambda lm, rows: None)
+    assert score_rows(lm, rows, token_budget=1).tobytes() == scores.tobytes(), "as if each batch had read it"
 
 
 def test_prefix_cache_budget_and_cut_change_nothing(lm, rows, cut, soft):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def final_hidden(
     lm: LanguageModel,
     rows: Sequence[TokenRow],
     soft: dict[str, Tensor] | None = None,
-    kept: PrefixCache | None = None,
+    kept: PrefixCache | CommonPrefix | None = None,
 ) -> Tensor:
     """Post-norm hidden state at each row's last token.
 
@@ -141,13 +142,14 @@ def score_rows(
         Shape (n,), float32, in the order of `rows`.
     """
     direction = lm.answer_head()[0] if raw_yes else lm.answer_head()[0] - lm.answer_head()[1]
-
-    def score(batch: np.ndarray) -> Tensor:
-        return final_hidden(lm, [rows[i] for i in batch], soft(batch) if soft else None, kept) @ direction
-
     budget = (token_budget or TOKEN_BUDGET[lm.placement.device.type]) * (KEPT_BUDGET if kept else 1)
     rows = rows if kept else share_starts(lm, rows)
     with layers_for(lm, 0 if kept else len(rows)):  # behind a cache there is little to gain
+        prefixes = kept or _common_prefix(lm, rows)
+
+        def score(batch: np.ndarray) -> Tensor:
+            return final_hidden(lm, [rows[i] for i in batch], soft(batch) if soft else None, prefixes) @ direction
+
         scores = _for_all(rows, score, (), budget, label, "rows", resume, together=lm.split)
     for partial in resume.parent.glob(f"*{resume.name}") if resume and is_main() else ():
         partial.unlink()
@@ -284,6 +286,29 @@ def prefix_states(lm: LanguageModel, prefixes: Sequence[tuple[int, ...]]) -> Ten
     return states
 
 
+@dataclass(frozen=True)
+class CommonPrefix:
+    """Keys and values of the one prefix that all rows have, for as many batches as they make.
+
+    Attributes:
+        states: As `prefix_states` gives them of one prefix, shape (1, T, layers, 2, heads, head size).
+    """
+
+    states: Tensor
+
+    def batch(self, prefixes: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """As `PrefixCache.batch`."""
+        tokens, *rest = self.states.shape[1:]
+        return self.states.expand(len(prefixes), tokens, *rest), torch.full((len(prefixes),), tokens)
+
+
+def _common_prefix(lm: LanguageModel, rows: Sequence[TokenRow]) -> CommonPrefix | None:
+    """None where rows have several prefixes or none, or the model's cache is not one tensor a layer."""
+    distinct = {r.prefix for r in rows}
+    states = prefix_states(lm, [*distinct]) if len(distinct) == 1 and distinct != {()} else None
+    return None if states is None else CommonPrefix(states)
+
+
 def without_prefix(row: TokenRow) -> TokenRow:
     """The same prompt with everything in the suffix, so that gradients reach all of it."""
     return TokenRow((), row.prefix + row.suffix)
@@ -323,7 +348,7 @@ def share_starts(lm: LanguageModel, rows: Sequence[TokenRow]) -> list[TokenRow]:
 
 
 def prefixes_of(
-    lm: LanguageModel, rows: Sequence[TokenRow], kept: PrefixCache | None = None
+    lm: LanguageModel, rows: Sequence[TokenRow], kept: PrefixCache | CommonPrefix | None = None
 ) -> tuple[Any, Tensor | None]:
     """Keys and values of the rows' prefixes, each distinct one computed once and handed to its rows, and the prefixes'
     lengths, shape (B,); None of both if no row has one."""
@@ -351,7 +376,7 @@ def _filled_cache(lm: LanguageModel, states: Tensor, lengths: Tensor) -> tuple[A
     """The same of keys and values that are there already, as `prefix_states` gives them."""
     from transformers import DynamicCache  # late, see loading.py
 
-    states, lengths = states.to(lm.placement.device), lengths.to(lm.placement.device)
+    states, lengths = states.to(lm.placement.device), _sent(lengths, lm.placement.device)
     cache = DynamicCache(config=body_of(lm.model).config)
     for layer in range(states.shape[2]):
         cache.update(states[:, :, layer, 0].transpose(1, 2), states[:, :, layer, 1].transpose(1, 2), layer)
