@@ -4,11 +4,11 @@
     python benchmarks/engine.py --dataset ml-1m --rows 512 --curve
 
 (a) scoring test rows, (b) ranking the catalogue for one user, (c) stage-3 steps, (d) stage-1 steps, (e) stage-2 epochs,
-(f) the bootstrap. The plain way is `plain.py`; llama.cpp scores too, if it is there (pip install -e '.[llama-cpp]'). "of peak" is the
-time that the plain way's matrix products would take at the rate of a large one in the working number format; more than
-100 % means that work was saved, not done faster. "computed" is the share of all tokens that the engine computes.
-Cached prefixes are read from memory here, where the system holds files that were just written; a file larger than the
-memory comes from the disk. The last line is one JSON document.
+(f) the bootstrap. The plain way is `plain.py`; llama.cpp scores too, if it is there (pip install -e '.[llama-cpp]').
+"of peak" is the time that the plain way's matrix products would take at the rate of a large one in the working number
+format; more than 100 % means that work was saved, not done faster. "computed" is the share of all tokens that the
+engine computes. Cached prefixes are read from memory here, where the system holds files that were just written; a file
+larger than the memory comes from the disk. The last line is one JSON document.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """What only the real files can show. Slow, and skipped where they are not fetched: `pytest -m slow`."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -12,11 +10,7 @@ from sellarec.data import sources
 from sellarec.data.open import open_dataset
 from sellarec.data.sources import is_fetched
 from tests.conftest import USERS_CACHE
-from tests.test_benchmarks import REPOSITORY
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-
-import plain  # noqa: E402
+from tests.test_benchmarks import engine as bench
 
 pytestmark = pytest.mark.slow
 
@@ -67,10 +61,11 @@ def test_llama_cpp_reads_the_same_file_and_says_nearly_the_same(fetched):
     pytest.importorskip("llama_cpp")
     fetched("smollm2-135m")
     lm = open_language_model("smollm2-135m", "float32")
-    texts = [f'Will the user like the movie "{t}"? Answer Yes or No. Answer:' for t in ("Heat", "Babe", "Alien", "Jaws")]
+    ask = 'Will the user like the movie "{}"? Answer Yes or No. Answer:'
+    texts = [ask.format(title) for title in ("Heat", "Babe", "Alien", "Jaws")]
     rows = [TokenRow((), tuple(lm.tokenizer(text)["input_ids"])) for text in texts]
     source = sources.MODELS["smollm2-135m"]
-    found = plain.llama_cpp_scores(sources.fetch(source.name) / source.gguf, lm.answer_ids)(rows)
+    found = bench.plain.llama_cpp_scores(sources.fetch(source.name) / source.gguf, lm.answer_ids)(rows)
     exact = score_rows(lm, rows, label="")
     np.testing.assert_allclose(found, exact, atol=0.25)
     np.testing.assert_array_equal(np.argsort(found), np.argsort(exact))
