@@ -119,7 +119,7 @@ def _run(argv: list[str]) -> None:
     if (run.folder / "metrics.json").exists():
         for name, found in run.metrics["test"].items():
             scores = f"AUC {_four(found['auc'])}  UAUC {_four(found['uauc'])}"
-            print(f"test {name:5} {scores}  ({found['rows']:,} rows, {found['users']} users)")
+            print(f"test {name:5} {scores}  ({found['rows']:,} rows, UAUC of {found['users']} users)")
     print(run.folder)
     if not run.has_weights:
         print("It was adopted without weights; --weights computes it again.")

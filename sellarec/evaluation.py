@@ -17,8 +17,10 @@ from sellarec.errors import SellarecError
 SLICES = ("all", "warm", "cold")
 
 FEWEST_USERS = 10
-"""Of fewer users (`UserBootstrap.worth`), resampling cannot tell how much the next ones would differ: their intervals
-decide nothing."""
+"""Of fewer users, resampling cannot tell how much the next ones would differ: their intervals say nothing."""
+
+FEWEST_TO_DECIDE = 30
+"""Intervals of fewer users (`UserBootstrap.worth`) are shown and decide nothing: of so few they are too narrow."""
 
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:
@@ -253,9 +255,12 @@ def _draws(random: np.random.Generator, n: int, resamples: int) -> np.ndarray:
 
 
 def mean_interval(user: np.ndarray, value: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interval:
-    """The mean of values (n,) with the 95 % interval of resampling their users (n,)."""
+    """The mean of values (n,) with the 95 % interval of resampling their users (n,); without bounds (nan) where they
+    have fewer than two, and nan of nothing."""
     _, at = np.unique(user, return_inverse=True)
     total, count = np.bincount(at, weights=value), np.bincount(at)
+    if len(count) < 2:
+        return Interval(float(np.mean(value)) if len(value) else float("nan"), float("nan"), float("nan"))
     draws = np.random.default_rng(seed).multinomial(len(count), np.full(len(count), 1 / len(count)), size=resamples)
     low, high = np.percentile(draws @ total / (draws @ count), [2.5, 97.5])
     return Interval(float(np.mean(value)), float(low), float(high))

@@ -11,10 +11,10 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 from scipy.stats import rankdata
 
-from sellarec.evaluation import FEWEST_USERS, SLICES, Interval, UserBootstrap
+from sellarec.evaluation import FEWEST_TO_DECIDE, FEWEST_USERS, Interval, UserBootstrap
 from sellarec.profiles import without_additions
 from sellarec.systems.base import Workspace
-from sellarec.systems.registry import OVERALL, TABLES, find_system
+from sellarec.systems.registry import OVERALL, TABLES, find_system, not_fair
 from sellarec.systems.rows import stage1_rows, stage2_rows, stage3_rows
 
 PUBLISHED_ML_1M = {
@@ -61,7 +61,7 @@ def overall_table(work: Workspace, systems: Sequence[str] = OVERALL) -> pd.DataF
     Returns:
         Indexed by label: `system`; for each metric m: `m`, `m_low`, `m_high`; `seeds`, how many of them are in the
         store, and `m_mean` and `m_spread`, mean and largest distance from it over these; and `m_paper` (ML-1M only);
-        `attrs["paper"]` says how these were made.
+        `attrs["paper"]` says how these were made, and `attrs["not_fair"]` which systems are no fair baselines.
     """
     bootstrap = _bootstrap(work)
     others = [work.variant({"seed": s}) for s in work.seeds() if s != work.config.seed]
@@ -77,6 +77,7 @@ def overall_table(work: Workspace, systems: Sequence[str] = OVERALL) -> pd.DataF
                 line[f"{metric}_paper"] = PUBLISHED_ML_1M.get(name, (np.nan, np.nan))[n]
         lines.append(line)
     table = pd.DataFrame(lines).set_index("label")
+    table.attrs["not_fair"] = [name for name in systems if name in not_fair(work.config)]
     table.attrs["paper"] = "Qwen2-7B, all rows" + ("" if without_additions(work.config) else ", without our additions")
     return table
 
@@ -153,7 +154,7 @@ def differences(
         for metric in ("auc", "uauc"):
             interval = bootstrap.interval(metric, score, other)
             line |= interval.columns(metric)
-            enough = bootstrap.worth[metric] >= FEWEST_USERS
+            enough = bootstrap.worth[metric] >= FEWEST_TO_DECIDE
             line[f"{metric}_verdict"] = verdict(interval) if enough else "too few users"
         lines.append(line)
     table = pd.DataFrame(lines).set_index("against")
@@ -166,20 +167,6 @@ def verdict(difference: Interval) -> str:
     if not difference.excludes_zero:
         return "undecided"
     return "better" if difference.value > 0 else "worse"
-
-
-def slices_table(work: Workspace, systems: Sequence[str] = OVERALL) -> pd.DataFrame:
-    """AUC and UAUC on all, warm and cold test rows, with the rows and the users that UAUC rests on."""
-    lines = {}
-    for name in systems:
-        found = work.run(name).metrics["test"]
-        lines[find_system(name).label] = {(s, m): found[s][m] for s in SLICES for m in ("auc", "uauc")}
-    counts = work.run(systems[0]).metrics["test"]
-    table = pd.DataFrame(lines).T.astype(float)
-    table.columns = pd.MultiIndex.from_tuples(
-        [(f"{s} ({counts[s]['rows']:,} rows, UAUC of {counts[s]['users']} users)", m.upper()) for s, m in table.columns]
-    )
-    return table
 
 
 def by_part(lines: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -268,8 +255,8 @@ def scope(work: Workspace, shown: str = "") -> str:
 
 def pretty(table: pd.DataFrame) -> pd.DataFrame:
     """The overall table as people read it: "0.731 [0.712, 0.750]", without the technical columns; bounds that there are
-    none of are left out."""
-    out = pd.DataFrame(index=table.index.rename(None))
+    none of are left out, and what is no fair baseline has a †."""
+    out = pd.DataFrame(index=marked_labels(table) if "system" in table else table.index.rename(None))
     for metric in ("auc", "uauc"):
         signed = "+.4f" if f"{metric}_verdict" in table else ".4f"
         out[metric.upper()] = [
@@ -291,6 +278,12 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
                 for mean, spread, n in table[[f"{metric}_mean", f"{metric}_spread", "seeds"]].to_numpy(dtype=float)
             ]
     return out
+
+
+def marked_labels(table: pd.DataFrame) -> list[str]:
+    """The labels of an overall table, with a † behind those that are no fair baselines."""
+    not_fair = table.attrs.get("not_fair", ())
+    return [f"{label} †" if name in not_fair else label for label, name in table["system"].items()]
 
 
 def _with_bounds(value: float, low: float, high: float, form: str) -> str:

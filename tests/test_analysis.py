@@ -284,3 +284,12 @@ def test_step_0_says_which_projection_each_condition_has(small_workspace):
 def test_alignment_of_one_item_is_undefined():
     one = Clouds(np.array([3]), *(np.ones((1, 4), dtype=np.float32) for _ in range(3)))
     assert alignment.alignment_numbers({"one": one}).isna().all(axis=None)
+
+
+def test_intervals_of_one_user_have_no_bounds():
+    for value in ([0.2, 0.4], [0.3]):
+        interval = mean_interval(np.full(len(value), 7), np.array(value))
+        assert interval.value == pytest.approx(0.3) and np.isnan([interval.low, interval.high]).all()
+    assert np.isnan(mean_interval(np.array([]), np.array([])).value)
+    ece = calibration.ece_interval(UserBootstrap(np.array([7, 7]), np.array([0, 1])), np.array([0.2, 0.4]), bins=1)
+    assert ece.value == pytest.approx(0.2) and np.isnan([ece.low, ece.high]).all()

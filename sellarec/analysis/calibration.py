@@ -42,7 +42,7 @@ def _bins(probability: np.ndarray, bins: int) -> np.ndarray:
 
 def ece_interval(bootstrap: UserBootstrap, probability: np.ndarray, bins: int = BINS) -> Interval:
     """The expected calibration error, the curve's mean distance from the diagonal, with the 95 % interval of resampling
-    users; bins stay those of all rows.
+    users; bins stay those of all rows. It has no bounds (nan) where there are fewer than two users.
 
     It is never negative, so that noise alone lifts it: of a perfect system the interval would not hold 0.
     """
@@ -51,7 +51,7 @@ def ece_interval(bootstrap: UserBootstrap, probability: np.ndarray, bins: int = 
     gaps[:, bins] = 1
     sums = np.vstack([gaps.sum(axis=0), bootstrap.sums(gaps)])
     value, *samples = np.abs(sums[:, :bins]).sum(axis=1) / sums[:, bins]
-    low, high = np.percentile(samples, [2.5, 97.5])
+    low, high = np.percentile(samples, [2.5, 97.5]) if bootstrap.users > 1 else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high))
 
 

@@ -17,8 +17,6 @@ STRICT_WARM = 3
 SEEN = ((0, 0), (1, 3), (4, 10), (11, 30), (31, 100), (101, None))
 """Bins of training ratings, both ends included."""
 
-RESAMPLES = 1000
-
 COLUMNS = ("system", "label", "part", "rows", "users", "uauc_users", "liked", "probability")
 
 
@@ -58,7 +56,7 @@ def metrics_on(work: Workspace, systems: Sequence[str], masks: Mapping[str, np.n
         chosen = rows[mask]
         if chosen["label"].nunique() < 2:
             continue
-        bootstrap = UserBootstrap(chosen["user"].to_numpy(), chosen["label"].to_numpy(), RESAMPLES)
+        bootstrap = UserBootstrap(chosen["user"].to_numpy(), chosen["label"].to_numpy())
         for name in systems:
             score = work.test_scores(name)[mask]
             line = {"system": name, "label": find_system(name).label, "part": part, "rows": len(chosen)}

@@ -20,7 +20,12 @@ def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
     """
     figure = make_subplots(cols=2, rows=1, shared_yaxes=True, horizontal_spacing=0.06)
     table = table.sort_values("auc", ascending=False, kind="stable")
-    table.index = [f"<b>{label}</b>" if name == "sella" else label for label, name in table["system"].items()]
+    unfair = table["system"].isin(table.attrs.get("not_fair", ()))
+    table.index = [
+        f"<b>{label}</b>" if name == "sella" else f"{label} †" if marked else label
+        for label, name, marked in zip(table.index, table["system"], unfair, strict=True)
+    ]
+    note += " † No fair baseline, as MovieLens-1M has shown." if unfair.any() else ""
     labels = list(table.index)[::-1]
     for col, metric in enumerate(("auc", "uauc"), start=1):
         for label, line in table.iterrows():

@@ -30,6 +30,7 @@ COLOURS = {
     "prompt4nr": "#5E7D2C",
     "person_prompt": "#999933",
     "collm": "#117733",
+    "collm_held_out": "#2E8B57",
     "binllm": "#661100",
 }
 

@@ -88,7 +88,7 @@ def _entry(work: Workspace, folder: Path, pages: list[Page], profile: str, left_
     return f"""
 <h1>SeLLa-Rec on {escape(work.dataset.name)}</h1>
 <p class="soft">{escape(note)} Profile <code>{escape(profile)}</code>.</p>
-<h2>The paper's claims at this size</h2>
+<h2>{_asked(work)}</h2>
 <p>A claim holds or does not if its 95 % interval in AUC lies on one side of 0, and that in UAUC not on the other;
 otherwise it is undecided. Intervals resample the users of one training run of each system (items where a claim is about
 items) and are not adjusted for their number; another seed would move the values too.{_ours(work)}</p>
@@ -107,6 +107,12 @@ notebooks show titles, and examples of what users liked, which belong to whoever
 """
 
 
+def _asked(work: Workspace) -> str:
+    if without_additions(work.config):
+        return "The paper's claims at this size"
+    return "What the paper claims, asked of the method with our additions"
+
+
 def _ours(work: Workspace) -> str:
     """What has to be said where the method is not the paper's."""
     if without_additions(work.config):
@@ -122,7 +128,10 @@ def _not_fair(work: Workspace, shown: Iterable[str]) -> str:
     """Of the systems in the table the ones that differences say little of."""
     reasons = {find_system(name).label: why for name, why in not_fair(work.config).items() if name in {*shown}}
     lines = "".join(f"<li>{escape(label)}: {escape(why)}</li>" for label, why in reasons.items())
-    heading = "<p>No fair baselines here; a difference to them says little of their methods:</p>"
+    heading = (
+        "<p>† On MovieLens-1M we found that these are no fair baselines; a difference to them says little of their "
+        "methods:</p>"
+    )
     return f"{heading}<ul>{lines}</ul>" if lines else ""
 
 
