@@ -22,6 +22,7 @@ from sellarec.config import make_config
 from sellarec.errors import SellarecError
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import find_system
+from sellarec.systems.rows import stage2_rows
 
 BOTH = ("sella", "mlp_control", "tallrec", "zero_shot")
 """Systems that are shown in both configurations."""
@@ -46,8 +47,9 @@ def draw(ours: Workspace, paper: Workspace) -> go.Figure:
     reads_a_prompt = [find_system(name).uses_backbone for name in table["system"]]
     table.loc[reads_a_prompt, ["auc_paper", "uauc_paper"]] = np.nan
     together = pd.concat([table, plain])
-    together.attrs["paper"] = table.attrs["paper"]
-    note = f"{tables.scope(ours).removesuffix('.')}; without in the lines “as in the paper”."
+    together.attrs |= table.attrs
+    read = len(stage2_rows(paper))
+    note = f"{tables.scope(ours).removesuffix('.')}; “as in the paper”: without, and stage 2 on {read:,} rows."
     return figures.overall_figure(together, note)
 
 
