@@ -79,6 +79,13 @@ class Run:
         return json.loads((self.folder / "metrics.json").read_text())
 
     @cached_property
+    def fingerprint(self) -> str:
+        """Tells computations of one key apart: its published copy has the same, a run that rounded otherwise another.
+        First 12 hex digits of the sha256 over log and metrics."""
+        records = [self.folder / name for name in ("log.jsonl", "metrics.json")]
+        return hashlib.sha256(b"".join(r.read_bytes() for r in records if r.is_file())).hexdigest()[:12]
+
+    @cached_property
     def scores(self) -> pd.DataFrame:
         """Columns row, split, user, item, label, warm, score; one line per scored interaction."""
         return pd.read_parquet(self.folder / "scores.parquet")
@@ -139,6 +146,12 @@ class Run:
             fresh.write_text(json.dumps(_plain(content), indent=2, sort_keys=True) + "\n")
             fresh.replace(self.folder / f"{name}.json")
 
+    def describe(self, name: str, value: Any) -> None:
+        """Say something more of a run in its config."""
+        if is_main():
+            self.config[name] = value
+            self.write_json("config", self.config)
+
     def append_log(self, entry: dict[str, Any]) -> None:
         if is_main():
             with (self.folder / "log.jsonl").open("a") as out:
@@ -153,8 +166,7 @@ def record(fact: str) -> None:
     "computed_with", also if the computation breaks off and goes on later."""
     run = _computing.get()
     if run and is_main() and fact not in run.config["computed_with"]:
-        run.config["computed_with"] = sorted([*run.config["computed_with"], fact])
-        run.write_json("config", run.config)
+        run.describe("computed_with", sorted([*run.config["computed_with"], fact]))
 
 
 def is_there(root: Path, key: RunKey, *, weights: bool = False) -> bool:

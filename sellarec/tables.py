@@ -213,8 +213,8 @@ def with_titles(work: Workspace, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def provenance_table(work: Workspace, systems: Sequence[str]) -> pd.DataFrame:
-    """Where each number comes from: the run's folder, key, data hash and code version, what it was computed with that
-    changes rounding; and if its weights are there."""
+    """Where each number comes from: the run's folder, key, data hash and code version; what it was computed with that
+    changes rounding, and which runs that it grew from were computed again since; and if its weights are there."""
     lines = []
     for name in systems:
         run = work.run(name)
@@ -226,6 +226,7 @@ def provenance_table(work: Workspace, systems: Sequence[str]) -> pd.DataFrame:
                 "code": run.config["code"],
                 "torch": run.config["versions"]["torch"],
                 "computed with": ", ".join(run.config.get("computed_with", ["not recorded"])),
+                "grew from": ", ".join(f"another {need}" for need in work.computed_since(name)),
                 "weights": "" if run.has_weights else "not published",
             }
         )

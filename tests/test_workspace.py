@@ -14,6 +14,7 @@ from sellarec.runs import Run
 from sellarec.systems import counting
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL, SYSTEMS, find_system
+from sellarec.tables import provenance_table
 from tests.conftest import SMALL
 
 
@@ -142,3 +143,16 @@ def test_a_run_belongs_to_the_weights_of_a_local_backbone_wherever_they_lie(plan
     assert Workspace(config, tmp_path / "runs").run("counting").metrics  # needs no backbone
     with pytest.raises(SellarecError, match="no such file or folder"):
         zero_shot(path.parent)
+
+
+def test_a_run_knows_what_it_grew_from_and_what_was_computed_again_since(small_workspace, monkeypatch):
+    work = small_workspace
+    run, upstream = work.run("sella_collab"), work.run("semantic")
+    assert run.config["grew_from"] == {"semantic": upstream.fingerprint} and len(upstream.fingerprint) == 12
+    assert work.computed_since("sella_collab") == [] == work.computed_since("mf")
+    assert provenance_table(work, ["sella_collab"])["grew from"].item() == ""
+    monkeypatch.setitem(vars(upstream), "fingerprint", "of another computation")
+    assert work.computed_since("sella_collab") == ["semantic"]
+    assert provenance_table(work, ["sella_collab"])["grew from"].item() == "another semantic"
+    monkeypatch.delitem(run.config, "grew_from")  # as in older runs
+    assert work.computed_since("sella_collab") == []

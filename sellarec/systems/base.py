@@ -160,6 +160,13 @@ class Workspace:
         self._opened[key.digest] = run
         return run
 
+    def computed_since(self, name: str) -> list[str]:
+        """What a system's run needs and did not grow from as it is now: runs that were computed again, and rounded
+        otherwise. Of older runs nothing is known."""
+        system = _find(name)
+        then, place = self.run(name).config.get("grew_from", {}), self.variant(system.changes)
+        return [need for need, fingerprint in then.items() if place.run(need).fingerprint != fingerprint]
+
     def way_to(self, system: System) -> str:
         """What to do about a run that is not in the store."""
         if dtype := self.other_format(system):
@@ -285,6 +292,7 @@ class Workspace:
         if is_main():
             together = f", {world()} processes" if world() > 1 and system.uses_backbone else ""
             print(f"[{self.dataset.name}] {system.label}{together}", flush=True)
+            run.describe("grew_from", {name: self.run(name).fingerprint for name in system.needs})
         fitted = run.folder / FITTED
         if not agreed(fitted.exists()):
             if is_main():
