@@ -18,6 +18,7 @@ from sellarec.settings.baselines import (
     LightGCNConfig,
     MFConfig,
     MLPConfig,
+    PersonPromptConfig,
     SASRecConfig,
 )
 from sellarec.settings.checks import Settings, at_least, at_most
@@ -49,6 +50,7 @@ __all__ = [
     "LoraSettings",
     "MFConfig",
     "MLPConfig",
+    "PersonPromptConfig",
     "PromptConfig",
     "SASRecConfig",
     "Settings",
@@ -89,6 +91,7 @@ class Config:
     sasrec: SASRecConfig = field(default_factory=SASRecConfig)
     din: DINConfig = field(default_factory=DINConfig)
     ctrl: CTRLConfig = field(default_factory=CTRLConfig)
+    person_prompt: PersonPromptConfig = field(default_factory=PersonPromptConfig)
     binllm: BinLLMConfig = field(default_factory=BinLLMConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)

@@ -119,6 +119,17 @@ class CTRLConfig(Settings):
 
 
 @dataclass(frozen=True)
+class PersonPromptConfig(Settings):
+    """PersonPrompt; all else of its training is `stage3`."""
+
+    learning_rate: float = 1e-2
+    """AdamW's step size, CoLLM's for MovieLens-1M: a hundred times what `quick` gives SeLLa-Rec's tables."""
+
+    def check(self, group: str) -> None:
+        above_zero(self, group, "learning_rate")
+
+
+@dataclass(frozen=True)
 class BinLLMConfig(BaselineConfig):
     """BinLLM's binary matrix factorisation, and how its codes are written into the prompt."""
 

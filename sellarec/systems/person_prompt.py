@@ -24,8 +24,6 @@ from sellarec.systems.scores import probabilities
 from sellarec.systems.sella import HybridModel, train_tokens
 from sellarec.systems.weights import save_state, saved_state
 
-LEARNING_RATE = 1e-2
-
 IDLE = (
     *("learning_rate", "embedding_learning_rate", "projection_learning_rate"),
     *("records", "facts", "fact_norm", "tokens", "projection", "order"),
@@ -78,7 +76,7 @@ def _new(work: Workspace) -> FreeTokens:
 
 def fit(work: Workspace, run: Run) -> None:
     soft = _new(work)
-    train_tokens(work, run, soft, {"soft.": LEARNING_RATE}, "PersonPrompt")
+    train_tokens(work, run, soft, {"soft.": work.config.person_prompt.learning_rate}, "PersonPrompt")
     save_state(run, "tokens", soft.state_dict())
 
 
@@ -92,7 +90,8 @@ def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
 
 def _settings(config: Config) -> dict:
     stage3 = dataclasses.replace(config.stage3, **{name: getattr(Stage3Config(), name) for name in IDLE})
-    return {"prompt": config.prompt, "stage1_rows": config.stage1.rows, "stage3": stage3, "rate": LEARNING_RATE}
+    rate = config.person_prompt.learning_rate
+    return {"prompt": config.prompt, "stage1_rows": config.stage1.rows, "stage3": stage3, "rate": rate}
 
 
 SYSTEM = System(

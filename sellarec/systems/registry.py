@@ -89,10 +89,14 @@ NOT_FAIR = {
 
 def not_fair(config: Config) -> dict[str, str]:
     """What of `NOT_FAIR` applies under a configuration: without counts in the prompt no label can be read off them, and
-    it is SASRec's published weight decay that drives its attention to zero."""
+    what is said of a published setting is not said of another."""
     counts = config.prompt.user_profile or config.prompt.item_profile
-    decays = config.sasrec.weight_decay == Config().sasrec.weight_decay
-    applies = {"sasrec": decays, "collm": counts, "binllm": counts}
+    applies = {
+        "sasrec": config.sasrec.weight_decay == Config().sasrec.weight_decay,
+        "person_prompt": config.person_prompt == Config().person_prompt,
+        "collm": counts,
+        "binllm": counts,
+    }
     return {name: why for name, why in NOT_FAIR.items() if applies.get(name, True)}
 
 
