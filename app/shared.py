@@ -20,7 +20,7 @@ from sellarec.analysis import slices
 from sellarec.analysis.attention import case_effects, grouped
 from sellarec.analysis.catalogue import score_candidates, score_pair
 from sellarec.analysis.what_if import Attention, Case, Explorer
-from sellarec.config import make_config
+from sellarec.config import as_parameters, make_config
 from sellarec.data import sources
 from sellarec.errors import SellarecError
 from sellarec.evaluation import SLICES
@@ -40,38 +40,67 @@ KEYS = {Workspace: lambda work: f"{work.root} {work.config} {work.dataset.hash}"
 
 def options() -> dict:
     """What `sellarec app` was called with: dataset, backbone, profile, seed, changes, runs."""
-    return json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
+    unnamed = as_parameters("quick", make_config()) | {"runs": "runs"}
+    return unnamed | (json.loads(sys.argv[1]) if len(sys.argv) > 1 else {})
 
 
 def choose_work() -> Workspace:
     """The workspace that the sidebar names; it never computes a run."""
     given = options()
-    root = Path(given.get("runs", "runs"))
+    root = Path(given["runs"])
+    start = _start(root, given)
     with st.sidebar:
-        dataset = _choice("dataset", given.get("dataset", "ml-100k"), _names(root, "dataset"))
-        backbone = _choice("backbone", given.get("backbone", "smollm2-135m"), _names(root, "backbone"))
-        profile = _choice("profile", given.get("profile", "quick"), list(PROFILES))
-        seed = st.number_input("seed", 0, None, int(given.get("seed", 0)), key="seed", bind="query-params")
-    changes = given.get("changes", {})
-    if dataset != given.get("dataset", "ml-100k"):
-        changes = {name: value for name, value in changes.items() if not name.startswith("data.")}
-    config = make_config(profile, dataset, backbone=backbone, seed=int(seed), **changes)
+        dataset = _choice("dataset", given, start, _names(root, "dataset"))
+        backbone = _choice("backbone", given, start, _names(root, "backbone"))
+        profile = _choice("profile", given, start, list(PROFILES))
+        seed = st.number_input("seed", 0, None, int(given["seed"]), key="seed", bind="query-params")
+    if dataset == start["dataset"] != given["dataset"]:
+        st.caption(f"The run store has no runs of {given['dataset']}; these are of {dataset}.")
+    config = _config(given, {"dataset": dataset, "backbone": backbone, "profile": profile, "seed": int(seed)})
     own = Path(config.dataset)
     return open_work(config, str(root), own.stat().st_mtime_ns if own.is_file() else 0)
 
 
-def _choice(label: str, given: str, found: list[str]) -> str:
+@st.cache_data(show_spinner="Opening the run store", ttl=60)
+def _start(root: Path, given: dict) -> dict:
+    """What is chosen at first: what was given; but if that is the default dataset and has no runs, one that has, with
+    a backbone and under a profile of which it has them."""
+    datasets = _names(root, "dataset")
+    if given["dataset"] != make_config().dataset or given["dataset"] in datasets:
+        return given
+    for dataset in datasets:
+        backbones = _names(root, "backbone", dataset) or [given["backbone"]]
+        backbone = given["backbone"] if given["backbone"] in backbones else backbones[0]
+        for profile in (given["profile"], *PROFILES):
+            start = given | {"dataset": dataset, "backbone": backbone, "profile": profile}
+            with suppress(SellarecError):  # what cannot be opened is no place to start
+                if done_systems(Workspace(_config(given, start), root, computes=False)):
+                    return start
+    return given
+
+
+def _config(given: dict, chosen: dict) -> Config:
+    """The configuration of what is chosen, under the changes that were given; those to the data only on their own."""
+    own = chosen["dataset"] == given["dataset"]
+    changes = {name: value for name, value in given["changes"].items() if own or not name.startswith("data.")}
+    return make_config(**{name: chosen[name] for name in CHOSEN}, **changes)
+
+
+def _choice(label: str, given: dict, start: dict, found: list[str]) -> str:
     """One of the names that can be opened; an own file or folder only if it was given, and shown without its path."""
-    shown = {given: Path(given).name if Path(given).is_absolute() else given}
+    own = given[label]
+    shown = {own: Path(own).name if Path(own).is_absolute() else own}
     shown |= {name: name for name in found if name not in shown.values()}
-    return st.selectbox(label, list(shown), format_func=shown.__getitem__, key=label, bind="query-params")
+    first = list(shown).index(start[label])
+    return st.selectbox(label, list(shown), first, format_func=shown.__getitem__, key=label, bind="query-params")
 
 
 @st.cache_data(show_spinner=False, ttl=60)
-def _names(root: Path, kind: str) -> list[str]:
-    """Datasets or backbones that the store has runs of and that a name alone opens: registered ones, and hub ids."""
+def _names(root: Path, kind: str, dataset: str = "*") -> list[str]:
+    """Datasets or backbones that the store has runs of, or that it has runs of one dataset with, and that a name alone
+    opens: registered ones, and hub ids."""
     names = set()
-    for path in root.glob("*/*/*/[!.]*/config.json"):
+    for path in root.glob(f"{dataset}/*/*/[!.]*/config.json"):
         with suppress(ValueError, KeyError):  # a damaged run is told of where it is opened
             names.add(json.loads(path.read_text())[kind])
     return sorted(n for n in names if n in sources.SOURCES or (kind == "backbone" and "/" in n))
@@ -183,9 +212,11 @@ def _taking_turns(work: Workspace, label: str) -> Iterator[None]:
         turn.acquire()
         bar.progress(done / total, f"{label}: {done:,} of {total:,}")
 
-    with turn, listening(advance):
-        yield
-    bar.empty()
+    try:
+        with turn, listening(advance):
+            yield
+    finally:
+        bar.empty()
 
 
 def label_of(name: str) -> str:

@@ -14,12 +14,14 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from sellarec.analysis import alignment
-from sellarec.config import make_config
+from sellarec.config import as_parameters, make_config
 from sellarec.published import adopt, publish
 from sellarec.systems.base import Workspace
 from tests.conftest import SMALL
 
 APP = Path(__file__).resolve().parents[1] / "app"
+TITLES = {"overview": "SeLLa-Rec, explored", "user_item": "User and item", "why": "Why", "for_you": "For you"}
+TITLES |= {"alignment_map": "Alignment map", "disagreements": "Disagreements"}
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +36,12 @@ def store(small_workspace):
 def page(store, monkeypatch):
     """Opens a page by name, with query parameters, over the small runs or another store."""
 
-    def open_page(name="overview", runs=None, work=None, other_settings=None, **query):
+    def open_page(name="overview", runs=None, work=None, other_settings=None, given=None, **query):
         config = (work or store).config
-        given = {"dataset": config.dataset, "backbone": config.backbone, "profile": "smoke", "seed": 0}
+        usual = {"dataset": config.dataset, "backbone": config.backbone, "profile": "smoke", "seed": 0}
         changes = SMALL | {"evaluation.test_rows": config.evaluation.test_rows, "dtype": config.dtype}
-        given |= {"changes": changes | (other_settings or {}), "runs": str(runs or (work or store).root)}
-        monkeypatch.setattr(sys, "argv", ["main.py", json.dumps(given)])
+        usual |= {"changes": changes | (other_settings or {}), "runs": str(runs or (work or store).root)}
+        monkeypatch.setattr(sys, "argv", ["main.py", json.dumps(given or usual)])
         monkeypatch.syspath_prepend(str(APP))
         app = AppTest.from_file(str(APP / "main.py"), default_timeout=120)
         for key, value in query.items():
@@ -56,33 +58,64 @@ def words(app):
     return "\n".join(str(e.value) for kind in kinds for e in kind)
 
 
-@pytest.mark.parametrize(
-    ("name", "title"),
-    [
-        ("overview", "SeLLa-Rec, explored"),
-        ("user_item", "User and item"),
-        ("why", "Why"),
-        ("for_you", "For you"),
-        ("alignment_map", "Alignment map"),
-        ("disagreements", "Disagreements"),
-    ],
-)
+@pytest.mark.parametrize(("name", "title"), TITLES.items())
 def test_every_page_opens_without_an_error(page, name, title):
     app = page(name)
     assert not app.exception and not app.error
     assert [t.value for t in app.title] == [title]
 
 
-def test_over_published_runs_tables_stand_and_the_model_is_named_with_what_to_do(page, store, tmp_path):
+@pytest.fixture
+def adopted(store, tmp_path):
+    """The small runs as somebody else has them: without weights."""
     publish(store, tmp_path / "published")
-    adopt(Workspace(store.config, tmp_path / "runs"), tmp_path / "published")
+    adopt(work := Workspace(store.config, tmp_path / "runs"), tmp_path / "published")
+    return work
+
+
+def test_over_published_runs_tables_stand_and_the_model_is_named_with_what_to_do(page, adopted):
     for name in ("overview", "disagreements"):
-        app = page(name, runs=tmp_path / "runs")
+        app = page(name, work=adopted)
         assert not app.exception and not app.error
     for name in ("user_item", "why"):
-        app = page(name, runs=tmp_path / "runs")
+        app = page(name, work=adopted)
         assert not app.exception and "sellarec run sella --weights" in words(app)
         assert (name == "user_item") == ("What the systems say" in words(app))  # stored scores need no model
+
+
+def test_a_system_without_weights_keeps_no_other_from_answering(page, adopted):
+    adopted.with_weights("mf")
+    said = ask_every_system(page("user_item", work=adopted, **never_rated(adopted)))
+    assert 0 < said.loc["MF", "probability"] < 1 and not said.loc["MF", "why not"]
+    assert set(said["why not"].drop("MF")) == {"published without weights"} and "SeLLa-Rec" in said.index
+
+
+def test_only_systems_with_weights_are_offered_for_a_ranking(page, adopted):
+    app = page("for_you", work=adopted)
+    assert not app.exception and not app.error and not app.button
+    assert "sellarec run counting --weights" in words(app) and "SeLLa-Rec" in words(app)
+    adopted.with_weights("counting")
+    assert selectbox(app.run(), "system").options == ["Counting (item + user mean)"]
+    assert "sellarec run mf --weights" in words(app)
+    button(app, "Rank").click().run()
+    assert not app.exception and len(app.dataframe[0].value)
+
+
+def test_a_dataset_that_has_runs_stands_in_for_the_default_one_that_has_none(page, store, tmp_path, monkeypatch):
+    named = {n: dataclasses.replace(store.dataset, name=n) for n in ("ml-100k", "ml-1m", store.config.dataset)}
+    monkeypatch.setattr("sellarec.data.open._open", lambda name, *_: named[name])
+    Workspace(make_config("smoke", "ml-1m"), tmp_path).run("counting")
+    unnamed = as_parameters("quick", make_config()) | {"runs": str(tmp_path)}  # as `sellarec app` gives it on
+    app = page(given=unnamed)
+    assert not app.exception and "Counting" in app.dataframe[0].value.index[0]
+    assert "The run store has no runs of ml-100k; these are of ml-1m." in words(app)
+    assert [selectbox(app, label).value for label in ("dataset", "profile")] == ["ml-1m", "smoke"]
+    for settings, in_url in ((unnamed, {"dataset": "ml-100k"}), (unnamed | {"dataset": store.config.dataset}, {})):
+        app = page("disagreements", given=settings, **in_url)  # what is named stays
+        assert "Not in the run store yet" in words(app) and "no runs of" not in words(app)
+    Workspace(make_config("smoke", "ml-100k"), tmp_path).run("counting")
+    st.cache_data.clear()
+    assert selectbox(page(given=unnamed), "dataset").value == "ml-100k"
 
 
 def test_runs_in_another_number_format_are_pointed_to(page, store):
@@ -92,7 +125,7 @@ def test_runs_in_another_number_format_are_pointed_to(page, store):
 
 
 def test_an_empty_store_is_explained_with_the_command_and_nothing_is_computed(page, tmp_path):
-    for name in ("overview", "user_item", "why", "for_you", "alignment_map", "disagreements"):
+    for name in TITLES:
         app = page(name, runs=tmp_path)
         assert not app.exception and "Not in the run store yet" in words(app) and "sellarec run" in words(app)
     assert not list(tmp_path.rglob("config.json"))
@@ -105,8 +138,7 @@ def test_the_probability_is_the_runs_and_moves_with_a_what_if(page, store):
     stored = store.run("sella").scores.set_index("row").loc[row.name, "score"]
     before, after = (float(m.value) for m in app.metric)
     assert before == after == pytest.approx(stored, abs=1e-4)
-    swapped = next(s for s in app.selectbox if s.label == "make the item token of")
-    swapped.select(1 if row["item"] != 1 else 2).run()
+    selectbox(app, "make the item token of").select(1 if row["item"] != 1 else 2).run()
     assert float(app.metric[0].value) == before
     assert re.fullmatch(r"[+-]\d\.\d{4} log-odds", app.metric[1].delta) and app.metric[1].delta != "+0.0000 log-odds"
 
@@ -133,16 +165,17 @@ def test_bad_ids_in_the_url_get_a_kind_answer(page):
 
 
 def test_a_random_row_is_one_of_the_scored_ones(page, store):
-    app = page("user_item")
-    next(b for b in app.button if b.label == "Random").click().run()
-    assert not app.exception
-    rows = store.part("test")
+    app, rows = button(page("user_item"), "Random").click().run(), store.part("test")
     user, item = (int("".join(app.query_params[name])) for name in ("user", "item"))
-    assert ((rows["user"] == user) & (rows["item"] == item)).any()
+    assert not app.exception and ((rows["user"] == user) & (rows["item"] == item)).any()
 
 
 def button(app, label):
     return next(b for b in app.button if b.label == label)
+
+
+def selectbox(app, label):
+    return next(s for s in app.selectbox if s.label == label)
 
 
 def test_a_disputed_row_is_the_one_that_systems_disagree_on_and_the_next_click_shows_another(page, store):
@@ -158,15 +191,31 @@ def test_a_disputed_row_is_the_one_that_systems_disagree_on_and_the_next_click_s
     assert seen[0] == tuple(store.part("test").iloc[most][["user", "item"]])
 
 
-def test_every_system_answers_for_a_pair_that_was_never_rated(page, store):
-    rated = store.dataset.interactions
-    user = int(store.part("test").iloc[0]["user"])
-    item = next(i for i in range(1, 31) if i not in set(rated[rated["user"] == user]["item"]))
-    app = page("user_item", user=user, item=item)
+def never_rated(work):
+    """A user with scored test rows, and an item that they have not rated."""
+    rated, user = work.dataset.interactions, int(work.part("test").iloc[0]["user"])
+    return {"user": user, "item": next(i for i in range(1, 31) if i not in set(rated[rated["user"] == user]["item"]))}
+
+
+def ask_every_system(app):
     button(app, "Ask every system").click().run()
-    said = app.dataframe[1].value.set_index("system")["probability"]
-    assert not app.exception and set(said.index) >= {"MF", "TALLRec (stage 1)", "SeLLa-Rec"}
-    assert said["SeLLa-Rec"] == pytest.approx(float(app.metric[0].value), abs=1e-4)
+    assert not app.exception
+    return app.dataframe[1].value.set_index("system")
+
+
+def test_of_a_pair_that_was_never_rated_or_trained_on_every_system_gives_one_answer(page, store):
+    train = store.dataset.part("train")
+    trained = train.loc[train["user"].isin(store.part("test")["user"]), ["user", "item"]].iloc[0].to_dict()
+    for pair in (never_rated(store), trained):
+        app = page("user_item", **pair)
+        said = ask_every_system(app)["probability"]
+        assert set(said.index) >= {"MF", "TALLRec (stage 1)", "SeLLa-Rec"}
+        assert said["SeLLa-Rec"] == pytest.approx(float(app.metric[0].value), abs=1e-4)
+        assert ("leaves this rating out" in words(app)) == (pair is trained)
+    for label in ("another target", "make the item token of"):  # to name what is there changes nothing
+        selectbox(app, label).select(trained["item"]).run()
+    next(n for n in app.number_input if "user token" in n.label).set_value(trained["user"]).run()
+    assert not app.exception and not app.metric[1].delta
 
 
 def test_of_items_with_one_title_each_can_be_chosen(page, store, monkeypatch):
@@ -184,18 +233,6 @@ def test_of_items_with_one_title_each_can_be_chosen(page, store, monkeypatch):
         assert {"Twins (1988) (item 1)", "Twins (1988) (item 2)"} <= set(box.options)
 
 
-def test_what_is_asked_for_is_still_there_after_a_look_at_another_page(page, store):
-    app = page("for_you")
-    app.toggle(key="new").set_value(True).run()
-    app.multiselect[0].select(2).run()
-    button(app, "Rank").click().run()
-    before = app.dataframe[0].value
-    app.switch_page("views/overview.py").run()
-    app.switch_page("views/for_you.py").run()
-    assert app.toggle(key="new").value and app.multiselect[0].value == [2]
-    pd.testing.assert_frame_equal(app.dataframe[0].value, before)
-
-
 def test_seeds_that_come_into_the_store_are_shown(page, store, tmp_path):
     """The pages' caches outlive a run that another process finishes."""
     work = Workspace(store.config, tmp_path)
@@ -208,7 +245,7 @@ def test_seeds_that_come_into_the_store_are_shown(page, store, tmp_path):
     assert "(2)" in app.dataframe[0].value.loc["MF", "AUC over seeds"]
 
 
-def test_ranking_scores_the_catalogue_for_a_made_up_user(page, store):
+def test_the_catalogue_ranked_for_a_made_up_user_is_still_there_after_a_look_at_another_page(page, store):
     app = page("for_you")
     app.toggle(key="new").set_value(True).run()
     app.multiselect[0].select(2).run()
@@ -217,20 +254,23 @@ def test_ranking_scores_the_catalogue_for_a_made_up_user(page, store):
     ranked = app.dataframe[0].value
     assert len(ranked) == min(200, store.dataset.n_items - 1) and ranked["SeLLa-Rec"].is_monotonic_decreasing
     assert store.dataset.titles[2] not in set(ranked["title"])
+    app.switch_page("views/overview.py").run()
+    app.switch_page("views/for_you.py").run()
+    assert app.toggle(key="new").value and app.multiselect[0].value == [2]
+    pd.testing.assert_frame_equal(app.dataframe[0].value, ranked)
 
 
 def test_two_systems_top_twenty_stand_side_by_side(page, store):
     app = page("for_you")
-    next(s for s in app.selectbox if s.label == "beside").select("mf").run()
+    selectbox(app, "beside").select("mf").run()
     assert not app.dataframe  # nothing is ranked before it is asked for
     button(app, "Rank").click().run()
     assert not app.exception
     left, right, whole = (d.value for d in app.dataframe)
     assert left["SeLLa-Rec"].is_monotonic_decreasing and right["MF"].is_monotonic_decreasing
     assert len(left) == len(right) == min(20, len(whole))
-    by_title = whole.reset_index().set_index("title")
-    for title, place in zip(right["title"], right["in the other"], strict=True):
-        assert by_title.loc[title, "place"] == place
+    place_of = whole.reset_index().set_index("title")["place"]
+    assert list(place_of[right["title"]]) == list(right["in the other"])
     both = len(set(left["title"]) & set(right["title"]))
     assert f"**{both}** of {len(left)} titles" in words(app)
 
@@ -252,7 +292,7 @@ def test_settings_of_an_own_table_stay_with_it(page, store, tmp_path, monkeypatc
     monkeypatch.setenv("SELLAREC_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     app = page(runs=tmp_path / "runs", other_settings={"data.domain": "song"})
-    next(s for s in app.selectbox if s.label == "dataset").select("ml-100k").run()
+    selectbox(app, "dataset").select("ml-100k").run()
     assert "data.domain" not in words(app) and "sellarec fetch ml-100k" in words(app)
 
 
@@ -277,12 +317,10 @@ def test_the_way_from_a_disagreement_stays_with_what_the_sidebar_chose(page, sto
     assert links.str.fullmatch(r"user_item\?seed=7&user=\d+&item=\d+").all()
 
 
-@pytest.mark.parametrize(
-    ("damaged", "seen_on"), [("mf/*/scores.parquet", "overview"), ("alignment_map/*/map.parquet", "alignment_map")]
-)
+@pytest.mark.parametrize(("damaged", "seen_on"), [("mf/*/scores", "overview"), ("*_map/*/map", "alignment_map")])
 def test_a_damaged_run_is_named_and_the_other_pages_stand(page, store, tmp_path, damaged, seen_on):
     shutil.copytree(store.root, tmp_path / "runs", dirs_exist_ok=True)
-    table = next((tmp_path / "runs").glob(f"*/*/{damaged}"))
+    table = next((tmp_path / "runs").glob(f"*/*/{damaged}.parquet"))
     table.write_bytes(table.read_bytes()[:-10])
     app = page(seen_on, runs=tmp_path / "runs")
     assert not app.exception and "was changed or added" in words(app) and table.name in words(app)
@@ -326,10 +364,8 @@ def test_a_history_may_be_empty_or_hold_500_titles(page, tmp_path, llama):
     late = pd.DataFrame({"user": 2, "item": range(8), "timestamp": int(days[-1]) + np.arange(8), "rating": [2, 5] * 4})
     table = pd.concat([table, late]).assign(title=lambda t: "Film " + t["item"].astype(str), genres="Drama")
     table.to_csv(tmp_path / "many.csv", index=False)
-    changes = SMALL | {"evaluation.test_rows": None}
-    work = Workspace(
-        make_config("smoke", str(tmp_path / "many.csv"), backbone=str(llama), **changes), tmp_path / "runs"
-    )
+    settings = SMALL | {"evaluation.test_rows": None, "backbone": str(llama)}
+    work = Workspace(make_config("smoke", str(tmp_path / "many.csv"), **settings), tmp_path / "runs")
     work.run("sella")
     rows = work.part("test")
     lengths = work.dataset.history_lengths(rows.index.to_numpy())

@@ -1,12 +1,15 @@
 """Any system on pairs that nobody rated."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from sellarec.analysis.catalogue import NEW_USER, score_candidates, score_pair, with_candidates
+from sellarec.analysis.catalogue import NEW_USER, _OnOtherRows, score_candidates, score_pair, with_candidates
 from sellarec.analysis.what_if import Explorer
 from sellarec.errors import SellarecError
 from sellarec.progress import listening
+from sellarec.systems.registry import find_system
 from sellarec.systems.scores import sigmoid
 
 SCORED = ("counting", "mf", "din", "zero_shot", "tallrec", "mlp_control", "mlp_records", "sella", "no_warm_token")
@@ -39,6 +42,18 @@ def test_a_rated_pair_is_scored_as_it_was_before_the_rating(small_workspace, nam
     never = next(i for i in range(1, 31) if i not in set(rated.loc[rated["user"] == pair[0], "item"]))
     behind = score_candidates(small_workspace, name, pair[0], [never])[0]
     assert score_pair(small_workspace, name, pair[0], never) == pytest.approx(behind, abs=1e-6)
+
+
+def test_of_a_pair_that_was_rated_twice_the_scored_row_answers(small_workspace):
+    rows, row = small_workspace.dataset.interactions, int(small_workspace.part("test").index[0])
+    first = int(rows.index[rows["user"] == rows.loc[row, "user"]][0])
+    twice = rows.copy()
+    twice.loc[first, "item"] = rows.loc[row, "item"]
+    place = _OnOtherRows(small_workspace, dataclasses.replace(small_workspace.dataset, interactions=twice))
+    of_first, of_scored = find_system("tallrec").score(place, place.with_weights("tallrec"), np.array([first, row]))
+    assert first < row and of_first != of_scored
+    found = score_pair(place, "tallrec", *rows.loc[row, ["user", "item"]])
+    assert found == pytest.approx(of_scored, abs=1e-6)
 
 
 def test_a_new_user_is_the_explorers_new_user(small_workspace):

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from sellarec.analysis.catalogue import row_of_pair, score_pair
 from sellarec.analysis.what_if import Explorer, interventions
 from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, PromptWriter
 from sellarec.settings import PromptConfig
+from sellarec.systems.scores import sigmoid
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,17 @@ def test_of_a_pair_that_was_rated_twice_the_scored_row_is_shown(small_workspace)
     twice.loc[first, "item"] = rows.loc[row, "item"]
     work = small_workspace.variant({"stage3.rows": 31})
     work.dataset = dataclasses.replace(small_workspace.dataset, interactions=twice)
-    explorer = Explorer(work)
-    assert explorer.case_of_pair(*rows.loc[row, ["user", "item"]]) == explorer.case_of_row(row)
+    explorer, pair = Explorer(work), rows.loc[row, ["user", "item"]]
+    assert row_of_pair(work, *pair) == row and explorer.case_of_pair(*pair) == explorer.case_of_row(row)
+
+
+def test_a_training_row_is_counted_as_the_system_counts_it(explorer, small_workspace):
+    """With its own label in the counts, the answer would be another one than the system's own."""
+    train = explorer.dataset.part("train").iloc[::40]
+    cases = [explorer.case_of_pair(int(user), int(item)) for user, item in train[["user", "item"]].to_numpy()]
+    assert any(case.of_item != explorer.counts("item", case.item) for case in cases)
+    own = [score_pair(small_workspace, "sella", case.user, case.item) for case in cases]
+    np.testing.assert_allclose(sigmoid(explorer.log_odds(cases)), own, atol=2e-6)
 
 
 def test_spans_cover_the_prompt_and_say_what_it_says(explorer, case):

@@ -10,6 +10,15 @@ st.title("For you")
 needs(work, "counting")
 TOP = 20
 
+done = done_systems(work)[::-1]
+systems = [n for n in done if work.run(n).has_weights]
+if without := [n for n in done if n not in systems]:
+    st.info(f"Published without the weights that a ranking needs: {', '.join(label_of(n) for n in without)}.")
+    st.write(f"This command computes those of {label_of(without[-1])}; any other system's name can stand in its place:")
+    st.code(work.command("run", without[-1], "--weights"), wrap_lines=True)
+if not systems:
+    st.stop()
+
 ratings = data.part("train")["item"].value_counts()
 catalogue = data.catalogue.assign(ratings=ratings).fillna({"ratings": 0}).astype({"ratings": int})
 made_up = st.toggle("a new user, made up of liked titles", key="new", persist_state="session")
@@ -28,7 +37,6 @@ else:
         "user", users, format_func=lambda u: f"user {u}", key=f"for user of {data.name}", persist_state="session"
     )
     user, liked = int(user), ()
-systems = done_systems(work)[::-1]
 a, b = st.columns(2)
 first = a.selectbox("system", systems, format_func=label_of, key="ranked by", persist_state="session")
 second = b.selectbox(

@@ -20,7 +20,9 @@ from shared import (
 )
 
 from sellarec import figures
+from sellarec.analysis.catalogue import row_of_pair
 from sellarec.analysis.what_if import Case
+from sellarec.errors import NotComputed
 from sellarec.prompts import ITEM, USER, WARM
 
 work = current_work()
@@ -34,6 +36,16 @@ systems = tuple(done_systems(work))
 rows = scored_rows(work, systems)
 user = st.session_state["user"]
 row = rows[(rows["user"] == user) & (rows["item"] == case.item)]
+
+
+def line_of(system: str) -> dict:
+    """A system's probability of the pair, or why it gives none."""
+    try:
+        return {"system": label_of(system), "probability": rank_pair(work, system, user, case.item)}
+    except NotComputed:  # its own run is in the store
+        return {"system": label_of(system), "why not": "published without weights"}
+
+
 left, right = st.columns(2)
 with left:
     st.subheader("What the user liked before")
@@ -59,13 +71,16 @@ with right:
         st.caption("Place: among this user's scored test rows, best first.")
     else:
         st.write("This pair is not among the scored test rows. SeLLa-Rec answers below.")
-        known = work.dataset.part("train")
-        if ((known["user"] == user) & (known["item"] == case.item)).any():
-            st.caption("It is a training row: what the prompt and the tokens count holds this very rating.")
+        rated = row_of_pair(work, user, case.item)
+        if rated is not None and work.dataset.interactions["split"].iat[rated] == "train":
+            st.caption(
+                "It is a training row: systems may have learnt its label. What SeLLa-Rec's prompt and tokens count "
+                "leaves this rating out, as in training."
+            )
         met = "with the history before the rating, or, of a pair that is not rated, after everything in the data"
         if st.button("Ask every system", help=met):
-            said = [{"system": label_of(n), "probability": rank_pair(work, n, user, case.item)} for n in systems]
-            st.dataframe(pd.DataFrame(said), hide_index=True, column_config={"probability": probabilities})
+            said = pd.DataFrame([line_of(n) for n in systems]).fillna({"why not": ""})
+            st.dataframe(said, hide_index=True, column_config={"probability": probabilities})
 
 
 @st.fragment
@@ -110,12 +125,12 @@ def edited(case: Case) -> Case:
     kept = [i for i in listed if i not in removed] if removed else case.history  # no earlier title moves up
     history = (*kept, *added)
     case = dataclasses.replace(case, history=history, tokens=tuple(t for n, t in names.items() if n in shown))
-    if target:
+    if target and target != case.item:
         case = dataclasses.replace(case, item=target, of_item=ask(work, "counts", "item", target))
-    if item_token:
+    if item_token and item_token != case.item:
         of_item = ask(work, "counts", "item", item_token)
         case = dataclasses.replace(case, item_token=item_token, of_item_token=of_item)
-    if user_token:
+    if user_token and user_token != case.user:
         of_user = ask(work, "counts", "user", user_token)
         case = dataclasses.replace(case, user_token=user_token if of_user[0] else 0, of_user_token=of_user)
     return case

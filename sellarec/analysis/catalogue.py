@@ -51,12 +51,19 @@ def score_pair(work: Workspace, name: str, user: int, item: int) -> float:
     the rating; of any other, after everything that the user has liked. Arguments and errors are those of
     `score_candidates`.
     """
+    system, row = find_system(name), row_of_pair(work, user, item)
+    if row is None or system.score is None:
+        return float(score_candidates(work, name, user, [item])[0])
+    return float(system.score(work.variant(system.changes), work.with_weights(name), np.array([row]))[0])
+
+
+def row_of_pair(work: Workspace, user: int, item: int) -> int | None:
+    """The row that stands for a user and an item: of several ratings the first scored test row, or else the first of
+    all; None if the pair is not rated."""
     rows = work.dataset.interactions
     rated = rows.index[(rows["user"] == user) & (rows["item"] == item)]
-    system = find_system(name)
-    if not len(rated) or system.score is None:
-        return float(score_candidates(work, name, user, [item])[0])
-    return float(system.score(work.variant(system.changes), work.with_weights(name), rated[:1].to_numpy())[0])
+    scored = rated[rated.isin(work.part("test").index)]
+    return next((int(row) for row in (*scored, *rated)), None)
 
 
 def with_candidates(

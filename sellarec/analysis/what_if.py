@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sellarec.analysis.catalogue import row_of_pair
 from sellarec.backbone.attention import answer_and_attention, attention_weights
 from sellarec.backbone.engine import score_rows
 from sellarec.backbone.language_model import LanguageModel, TokenRow
@@ -38,7 +39,8 @@ class Case:
         user: 0 for a user whom the training part does not know.
         item: The target.
         history: Liked items, oldest first; the prompt lists the last few.
-        of_user, of_item: Training ratings of user and item, and likes among them.
+        of_user, of_item: Training ratings of user and item, and likes among them; of a training row as in
+            `Dataset.training_counts`.
         tokens: The soft tokens that the prompt holds.
         user_token, item_token, warm_token: Of whom and what these tokens are made instead.
         of_user_token, of_item_token: Training ratings of these, and likes among them.
@@ -142,9 +144,12 @@ class Explorer:
         _ = self._soft, self.work.tuned_model  # in this order: of missing weights SeLLa-Rec's are to be named
 
     def case_of_row(self, row: int) -> Case:
-        """A row of the dataset as SeLLa-Rec's run scored it, if it is not a training row."""
+        """A row of the dataset as SeLLa-Rec scores it: with the history before it and, of a training row, with counts
+        that leave its own label out."""
         user, item = (int(self.dataset.interactions[c].iat[row]) for c in ("user", "item"))
-        return self.case(user, item, tuple(int(i) for i in self.dataset.history(row)))
+        case = self.case(user, item, tuple(int(i) for i in self.dataset.history(row)))
+        of_user, of_item = (tuple(self.dataset.training_counts(c)[row].tolist()) for c in ("user", "item"))
+        return dataclasses.replace(case, of_user=of_user, of_item=of_item)
 
     def find_case(self, user: int | None = None, item: str | int | None = None) -> Case:
         """A user by id and an item by title or id; what is not named is taken from the first warm test row whose
@@ -181,13 +186,11 @@ class Explorer:
         return int(row["user"]), int(row["item"])
 
     def case_of_pair(self, user: int, item: int) -> Case:
-        """A user and a target: with the history before this rating if there is one, the first scored one of several;
-        otherwise with all likes."""
+        """A user and a target: the case of their row, see `row_of_pair`, if they have one; otherwise with all likes."""
+        row = row_of_pair(self.work, user, item)
+        if row is not None:
+            return self.case_of_row(row)
         rows = self.dataset.interactions
-        same = rows.index[(rows["user"] == user) & (rows["item"] == item)]
-        if len(same):
-            scored = same.intersection(self.work.part("test").index)
-            return self.case_of_row(int((scored if len(scored) else same)[0]))
         liked = rows[(rows["user"] == user) & (rows["label"] == 1)]["item"]
         return self.case(user, item, tuple(int(i) for i in liked))
 
