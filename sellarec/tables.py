@@ -200,6 +200,12 @@ def plain(table: pd.DataFrame, precision: int = 4) -> Styler:
     return shown.format_index(escape="html")
 
 
+def in_words(table: pd.DataFrame) -> Styler:
+    """A table of sentences for a notebook, broken into lines."""
+    shown = plain(table).set_properties(**{"text-align": "left", "white-space": "normal"})
+    return shown.set_table_styles([{"selector": "th", "props": "text-align: left"}])
+
+
 def with_titles(work: Workspace, points: pd.DataFrame) -> pd.DataFrame:
     """Lines that name an `item`, with its `title`, first `genre` and number of `ratings` in the training part."""
     catalogue = work.dataset.catalogue

@@ -1,5 +1,6 @@
 """Verdicts over the paper's claims."""
 
+from sellarec import tables
 from sellarec.analysis import claims
 from sellarec.config import make_config
 from sellarec.evaluation import Interval, UserBootstrap
@@ -67,6 +68,7 @@ def test_claims_are_asked_of_what_is_in_the_store(small_workspace):
     assert "of the rows are of new users" in found["Stage 3 improves on stage 1 on cold rows"].evidence
     shown = claims.claims_table(work, ["ablation"])
     assert list(shown.index) == ["Worse with no warm token"] and shown["here"].item() == asked.verdict
+    assert "white-space: normal" in tables.in_words(shown).to_html()
     unseen = found["It does so for items that it did not see: text and behaviour agree"]
     assert "items left out" in unseen.evidence
     assert "recall@10" in found["Contrastive learning brings an item's two vectors together"].evidence
