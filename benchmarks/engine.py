@@ -35,7 +35,7 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
-from measuring import Table
+from measuring import Table, processor
 
 from sellarec.backbone.attention import using_attention
 from sellarec.backbone.compiled import compiled_layers
@@ -44,6 +44,8 @@ from sellarec.backbone.language_model import LanguageModel, TokenRow, wrap_langu
 from sellarec.backbone.loading import attention_on, choose_placement, load_shape, of_layers
 from sellarec.backbone.lora import add_lora
 from sellarec.backbone.prefixes import open_prefix_cache
+from sellarec.collab.alignment import info_nce
+from sellarec.collab.fit import fit_collab
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.config import make_config
 from sellarec.data import sources
@@ -52,7 +54,7 @@ from sellarec.evaluation import UserBootstrap, auc, uauc
 from sellarec.machine import matmul_rate
 from sellarec.prompts import SOFT_TOKENS, PromptWriter
 from sellarec.runs import code_version
-from sellarec.settings import LoraSettings
+from sellarec.settings import FitConfig, LoraSettings
 from sellarec.systems.base import Workspace
 from sellarec.systems.row_prompts import cut_prompts, prompts_of
 from sellarec.systems.rows import row_inputs
@@ -279,16 +281,29 @@ class Bench:
             optimizer.zero_grad()
 
     def stage2(self) -> None:
-        from sellarec.collab.fit import fit_collab
-        from sellarec.settings import FitConfig
-
-        data, train = self.work.dataset, self.work.dataset.part("train")
+        data, train, width = self.work.dataset, self.work.dataset.part("train"), self.lm.width
         user, item = (torch.from_numpy(train[c].to_numpy().astype(np.int64)) for c in ("user", "item"))
         label = torch.from_numpy(train["label"].to_numpy().astype(np.float32))
-        model = lambda: MatrixFactorization(data.n_users, data.n_items, 64, bias=True, init_std=0.1)  # noqa: E731
-        self.table.measure("stage-2 epochs", "plain DataLoader", plain.mf_epochs(model(), user, item, label, 2048), 1)
-        device = self.lm.placement.device
-        epochs = lambda: fit_collab(model().to(device), data, FitConfig(epochs=5), 0, label="")  # noqa: E731
+
+        def parts(device: torch.device) -> tuple[MatrixFactorization, list[dict], Callable[..., torch.Tensor]]:
+            """MF, what is trained beside it, and the contrastive loss of a batch's items."""
+            mf = MatrixFactorization(data.n_users, data.n_items, 64, bias=True, init_std=0.1).to(device)
+            beside = Projection(mf.feature_dim, width), torch.nn.Embedding(data.n_items + 1, width)
+            projection, semantic = (part.to(device) for part in beside)
+
+            def contrast(_: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+                unique = items.unique()
+                return info_nce(projection(mf.item_features(unique)), semantic(unique), 0.1)
+
+            return mf, [{"params": [*projection.parameters(), *semantic.parameters()]}], contrast
+
+        plain_way = plain.mf_epochs(*parts(torch.device("cpu")), user, item, label, 2048)
+        self.table.measure("stage-2 epochs", "plain DataLoader", plain_way, 1)
+
+        def epochs() -> None:
+            mf, beside, contrast = parts(self.lm.placement.device)
+            fit_collab(mf, data, FitConfig(epochs=5), 0, extra_loss=contrast, extra_groups=beside, label="")
+
         self.table.measure("stage-2 epochs", "engine, with validation", epochs, 5)
 
     def bootstrap(self) -> None:
@@ -357,7 +372,7 @@ def main() -> None:
     weights = sum(p.numel() for n, p in lm.model.named_parameters() if "layers" in n)
     weights += lm.model.get_output_embeddings().weight.numel()  # the plain way makes all logits at every position
     rate = matmul_rate(lm.placement.device, lm.placement.dtype)
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {_processor()}"
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {processor()}"
     print(f"{where}, {work.base_dtype}; a large matrix product reaches {rate / 1e12:.2f} TFLOP/s")
     bench = Bench(options, work, Table(options.repeats, 2 * weights, rate))
     print(f"{len(bench.texts)} rows of {work.dataset.name}, {np.mean([len(r) for r in bench.texts]):.0f} tokens each\n")
@@ -379,16 +394,6 @@ def main() -> None:
             }
         )
     )
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 import sys
 import time
@@ -80,3 +81,11 @@ class PeakMemory:
         status = Path("/proc/self/status")
         found = [line for line in status.read_text().splitlines() if "VmHWM" in line] if status.exists() else []
         return int(found[0].split()[1]) / 2**20 if found else float("nan")
+
+
+def processor() -> str:
+    """This machine's, by name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.machine()

@@ -111,15 +111,24 @@ def _steps(
     return steps
 
 
-def mf_epochs(model: nn.Module, user: Tensor, item: Tensor, label: Tensor, batch: int) -> Callable[[], None]:
-    """One epoch of matrix factorisation through a DataLoader."""
+def mf_epochs(
+    model: nn.Module,
+    beside: list[dict],
+    contrast: Callable[[Tensor, Tensor], Tensor],
+    user: Tensor,
+    item: Tensor,
+    label: Tensor,
+    batch: int,
+) -> Callable[[], None]:
+    """One epoch of matrix factorisation with a contrastive loss, through a DataLoader."""
     loader = DataLoader(TensorDataset(user, item, label), batch_size=batch, shuffle=True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam([{"params": model.parameters()}, *beside], lr=1e-3)
 
     def epoch() -> None:
         for users, items, liked in loader:
             optimizer.zero_grad()
-            binary_cross_entropy_with_logits(model(users, items), liked).backward()
+            loss = binary_cross_entropy_with_logits(model(users, items), liked) + contrast(users, items)
+            loss.backward()
             optimizer.step()
 
     return epoch
