@@ -162,10 +162,10 @@ class Workspace:
 
     def computed_since(self, name: str) -> list[str]:
         """What a system's run needs and did not grow from as it is now: runs that were computed again, and rounded
-        otherwise. Of older runs nothing is known."""
-        system = _find(name)
-        then, place = self.run(name).config.get("grew_from", {}), self.variant(system.changes)
-        return [need for need, fingerprint in then.items() if place.run(need).fingerprint != fingerprint]
+        otherwise. Nothing is known of older runs, nor of what is not in the store."""
+        place, then = self.variant(_find(name).changes), self.run(name).config.get("grew_from", {})
+        there = {need: made for need, made in then.items() if place.is_done(need)}
+        return [need for need, made in there.items() if place.run(need).fingerprint != made]
 
     def way_to(self, system: System) -> str:
         """What to do about a run that is not in the store."""
