@@ -39,7 +39,7 @@ from measuring import Table, processor
 
 from sellarec.backbone.attention import using_attention
 from sellarec.backbone.compiled import compiled_layers
-from sellarec.backbone.engine import TOKEN_BUDGET, log_odds, plan_batches, score_rows, share_starts, without_prefix
+from sellarec.backbone.engine import log_odds, plan_batches, score_rows, share_starts, tokens_at_once, without_prefix
 from sellarec.backbone.language_model import LanguageModel, TokenRow, wrap_language_model
 from sellarec.backbone.loading import attention_on, choose_placement, load_shape, of_layers
 from sellarec.backbone.lora import add_lora
@@ -112,6 +112,7 @@ class Bench:
         self.rows = self.part.index.to_numpy()
         self.label = torch.from_numpy(self.part["label"].to_numpy().astype(np.float32)).to(self.lm.placement.device)
         self.texts = prompts_of(self.work, self.lm, self.rows)
+        self.budget = tokens_at_once(self.lm.placement.device.type, self.lm.width)
         self.plain_ways: dict[str, LanguageModel] = {}
         if self.options.plain:
             exact = self.work.fresh_model()
@@ -153,7 +154,7 @@ class Bench:
         shared = share_starts(self.lm, rows)
         common = len({r.prefix for r in shared}) == 1  # then it is computed once, and not in each batch
         tokens = len(shared[0].prefix) * common
-        for at in plan_batches(shared, TOKEN_BUDGET[self.lm.placement.device.type]):
+        for at in plan_batches(shared, self.budget):
             batch = [shared[i] for i in at]
             tokens += len({r.prefix for r in batch}) * max(len(r.prefix) for r in batch) * (not common)
             tokens += len(batch) * max(len(r.suffix) for r in batch)
@@ -194,7 +195,7 @@ class Bench:
         self.engine(task, "engine", score, len(rows), tokens, gaps=gaps, computed=self.computed(rows))
         for budget in self.options.budgets:
             limited = lambda budget=budget: score_rows(self.lm, rows, token_budget=budget, label="")  # noqa: E731
-            self.table.measure(task, f"engine, {budget:,} at once", limited, len(rows), tokens)
+            self.engine(task, f"engine, {budget:,} at once", limited, len(rows), tokens)
         with tempfile.TemporaryDirectory() as folder:
             cut = cut_prompts(self.work, self.lm, self.rows, rows)
             kept = self.kept(cut, folder)
@@ -221,8 +222,7 @@ class Bench:
         self.engine("rank the catalogue", "engine", engine, len(rows), sum(map(len, rows)), computed=share)
         for budget in self.options.budgets:
             limited = lambda budget=budget: score_rows(self.lm, rows, token_budget=budget, label="")  # noqa: E731
-            way = f"engine, {budget:,} at once"
-            self.table.measure("rank the catalogue", way, limited, len(rows), sum(map(len, rows)))
+            self.engine("rank the catalogue", f"engine, {budget:,} at once", limited, len(rows), sum(map(len, rows)))
 
     def stage3(self) -> None:
         few = self.rows[: max(16, len(self.rows) // 4)]
@@ -323,7 +323,7 @@ class Bench:
 
     def operations(self) -> None:
         on_gpu = torch.cuda.is_available()
-        batch = [self.texts[i] for i in plan_batches(self.texts, TOKEN_BUDGET[self.lm.placement.device.type])[0]]
+        batch = [self.texts[i] for i in plan_batches(self.texts, self.budget)[0]]
         score_rows(self.lm, batch, label="")
         kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         with profile(activities=kinds) as seen:

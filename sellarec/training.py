@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import shutil
 import time
@@ -31,6 +32,9 @@ Log = Callable[[dict], None]
 
 ADVICE = "lower the learning rate, or compute in float32 (--dtype float32)"
 """For whoever trains what has come to infinite values."""
+
+ASKED_TOGETHER = {"cpu": 1, "cuda": 16}
+"""Steps whose losses are asked for together, by device: a GPU halts for each question."""
 
 POOL = 16
 """Batches that are drawn together and sorted by length, so that little of a batch is padding."""
@@ -106,26 +110,30 @@ def train(
     target = torch.from_numpy(np.asarray(labels, dtype=np.float32)).to(accelerator.device)
     parameters = [p for p in model.parameters() if p.requires_grad]
 
+    asked_later: list[tuple[dict, np.ndarray, Tensor]] = []
     saved = time.monotonic()
     with Progress(label, steps * config.batch, done=position.step * config.batch) as progress:
         while position.step < steps:
             batch = schedule[position.step]
             model.train()
             loss = _backward(accelerator, shared, target, batch, config.accumulate)
-            check_finite(loss, f"{label}, loss of step {position.step}, rows {row_ids[batch].tolist()}", ADVICE)
             accelerator.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
             rate.step()
             position.step += 1
-            position.log.append({"step": position.step, "loss": loss, "learning_rate": rate.get_last_lr()[0]})
+            position.log.append({"step": position.step, "loss": None, "learning_rate": rate.get_last_lr()[0]})
+            asked_later.append((position.log[-1], batch, loss))
+            saves = agreed(time.monotonic() - saved > config.checkpoint_seconds) or position.step == steps
+            if saves or position.step in eval_steps or len(asked_later) == ASKED_TOGETHER[target.device.type]:
+                _ask(asked_later, row_ids, label)
             if position.step in eval_steps:
                 model.eval()
                 true, said = validate(folder / f"validation-{position.step}.npy")
                 check_finite(said, f"{label}, scores after step {position.step}", ADVICE)
                 _select(model, position, auc(true, said), folder)
-            progress.advance(config.batch, _note(loss, position))
-            if agreed(time.monotonic() - saved > config.checkpoint_seconds) or position.step == steps:
+            progress.advance(config.batch, _note(position))
+            if saves:
                 _save_checkpoint(accelerator, checkpoint)
                 _forget_others(folder, position.best_step)
                 saved = time.monotonic()
@@ -181,9 +189,9 @@ def _resume(accelerator: Accelerator, position: _Position, checkpoint: Path) -> 
     return True
 
 
-def _backward(accelerator: Accelerator, model: nn.Module, target: Tensor, batch: np.ndarray, accumulate: int) -> float:
-    """Leave the gradients of a batch's mean loss, taken in parts and shared among processes; the loss."""
-    loss = 0.0
+def _backward(accelerator: Accelerator, model: nn.Module, target: Tensor, batch: np.ndarray, accumulate: int) -> Tensor:
+    """Leave the gradients of a batch's mean loss, taken in parts and shared among processes; this process's loss."""
+    loss = torch.zeros((), dtype=torch.float64, device=target.device)
     for part in np.array_split(batch, min(max(1, accumulate // world()), len(batch))):
         mine = part[rank() :: world()]
         rows = mine if len(mine) else part[:1]  # every process must take part in every step
@@ -191,8 +199,21 @@ def _backward(accelerator: Accelerator, model: nn.Module, target: Tensor, batch:
         part_loss = losses[: len(mine)].sum() / len(batch)
         # accelerate divides by the number of parts, and gradients are averaged over processes
         accelerator.backward(part_loss * accumulate * world())
-        loss += part_loss.item()
-    return float(summed(np.array([loss]))[0])
+        loss += part_loss.detach()
+    return loss
+
+
+def _ask(losses: list[tuple[dict, np.ndarray, Tensor]], row_ids: np.ndarray, label: str) -> None:
+    """Write the losses of steps, of all processes together, into their entries of the log.
+
+    Raises:
+        SellarecError: one is not finite.
+    """
+    values = summed(torch.stack([loss for _, _, loss in losses]).cpu().numpy())
+    for (entry, batch, _), value in zip(losses, values, strict=True):
+        check_finite(value, f"{label}, loss of step {entry['step'] - 1}, rows {row_ids[batch].tolist()}", ADVICE)
+        entry["loss"] = float(value)
+    losses.clear()
 
 
 def _best_file(folder: Path, step: int) -> Path:
@@ -238,8 +259,10 @@ def load_trainable(model: nn.Module, state: dict[str, Tensor]) -> None:
             parameters[name].copy_(value)
 
 
-def _note(loss: float, position: _Position) -> str:
-    return f"loss {loss:.3f}" + (f", best valid AUC {position.best:.3f}" if position.best_step >= 0 else "")
+def _note(position: _Position) -> str:
+    known = (entry["loss"] for entry in reversed(position.log) if entry.get("loss") is not None)
+    said = [f"loss {loss:.3f}" for loss in itertools.islice(known, 1)]
+    return ", ".join(said + [f"best valid AUC {position.best:.3f}"] * (position.best_step >= 0))
 
 
 def _batches(lengths: np.ndarray, config: TrainConfig, seed: int) -> list[np.ndarray]:

@@ -117,6 +117,12 @@ def test_a_catalogue_costs_what_its_questions_do_not_share(lm, monkeypatch):
     assert score_rows(lm, rows, token_budget=1).tobytes() == scores.tobytes(), "as if each batch had read it"
 
 
+def test_a_narrow_model_is_given_more_tokens_at_once_on_a_gpu():
+    assert engine.tokens_at_once("cuda", 576) == 65_536, "SmolLM2-135M"
+    assert engine.tokens_at_once("cuda", 3584) == 32_768, "Qwen2-7B"
+    assert engine.tokens_at_once("cpu", 576) == engine.tokens_at_once("cpu", 3584) == 1536
+
+
 def test_prefix_cache_budget_and_cut_change_nothing(lm, rows, cut, soft):
     reference = score_rows(lm, rows, soft)
     for budget in (1, 64, 10_000):
@@ -185,7 +191,7 @@ def test_prefixes_of_the_same_weights_in_another_model_are_others_and_of_another
 
 def test_prefixes_that_were_used_longest_ago_make_room(lm, cut, tmp_path, capsys):
     lists = [[r.prefix for r in cut[n : n + 3]] for n in (0, 5, 10)]
-    names = [prefixes._digest(lm, list(dict.fromkeys(p)), prefixes.TOKEN_BUDGET["cpu"]) for p in lists]
+    names = [prefixes._digest(lm, list(dict.fromkeys(p)), prefixes.CPU_TOKENS) for p in lists]
     sizes = [open_prefix_cache(lm, p, tmp_path / "size", 1.0).data.nbytes for p in lists]
     room = (sizes[0] + max(sizes[1:])) / prefixes.GIB
     for n in (0, 1):

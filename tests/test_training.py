@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,17 @@ def test_a_loss_that_is_not_finite_stops_with_step_rows_and_advice(problem, tmp_
     broken[17] = float("nan")
     with pytest.raises(SellarecError, match=r"loss of step \d+, rows \[.*1017.*\]: .+ lower the learning rate"):
         run((broken, y), tmp_path)
+
+
+def test_losses_that_are_asked_for_together_change_nothing_and_stop_too(problem, tmp_path, monkeypatch):
+    one, _, log = run(problem, tmp_path / "each")
+    monkeypatch.setattr(training, "ASKED_TOGETHER", {"cpu": 100})
+    seldom, _, log_again = run(problem, tmp_path / "seldom", replace(CONFIG, checkpoint_seconds=1e9))
+    assert log_again == log and torch.equal(one.layer.weight, seldom.layer.weight)
+    x, y = problem
+    broken = torch.where(torch.arange(64)[:, None] == 17, float("nan"), x)
+    with pytest.raises(SellarecError, match=r"loss of step \d+, rows \[.*1017.*\]"):
+        run((broken, y), tmp_path / "broken", replace(CONFIG, checkpoint_seconds=1e9))
 
 
 def test_validation_scores_that_are_not_finite_stop_with_advice(tmp_path):

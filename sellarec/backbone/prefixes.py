@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from sellarec.backbone.compiled import FACT, layers_for, would_be_compiled
-from sellarec.backbone.engine import TOKEN_BUDGET, prefix_states
+from sellarec.backbone.engine import CPU_TOKENS, prefix_states
 from sellarec.backbone.language_model import LanguageModel
 from sellarec.progress import Progress
 from sellarec.runs import record
@@ -73,7 +73,7 @@ def open_prefix_cache(
     folder: Path,
     gib: float,
     *,
-    token_budget: int = TOKEN_BUDGET["cpu"],
+    token_budget: int = CPU_TOKENS,
     label: str = "prefix cache",
 ) -> PrefixCache | None:
     """The keys and values of all prefixes, computed if the folder does not hold them yet.

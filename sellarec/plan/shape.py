@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sellarec.backbone.cost import Cost, forward_cost, training_cost
-from sellarec.backbone.engine import TOKEN_BUDGET
+from sellarec.backbone.engine import tokens_at_once
 from sellarec.backbone.language_model import TokenRow, wrap_language_model
 from sellarec.backbone.loading import Placement, attention_on, load_shape, of_layers, reading_dtype
 from sellarec.backbone.lora import lora_config
@@ -131,7 +131,7 @@ class Shape:
     def scoring(self, name: str, rows: int, lengths: np.ndarray, kept: bool = False) -> Step:
         """A scoring step's needs, as if no two rows shared a prefix; with `kept` it is there already."""
         mean, longest = lengths.sum(axis=1).mean(), int(lengths.sum(axis=1).max())
-        together = max(1, TOKEN_BUDGET[self.machine.device] // longest)
+        together = max(1, tokens_at_once(self.machine.device, self.config.hidden_size) // longest)
         at_work = self.layer(training_cost, self._plain, 0, longest, True).kept * together
         operations = self.of_all_layers(forward_cost, self._plain, round(mean)).operations
         if kept:
