@@ -39,11 +39,12 @@ from measuring import Table, processor
 
 from sellarec.backbone.attention import using_attention
 from sellarec.backbone.compiled import compiled_layers
-from sellarec.backbone.engine import log_odds, plan_batches, score_rows, share_starts, tokens_at_once, without_prefix
-from sellarec.backbone.language_model import LanguageModel, TokenRow, wrap_language_model
+from sellarec.backbone.engine import log_odds, score_rows, tokens_at_once
+from sellarec.backbone.language_model import LanguageModel, wrap_language_model
 from sellarec.backbone.loading import attention_on, choose_placement, load_shape, of_layers
 from sellarec.backbone.lora import add_lora
 from sellarec.backbone.prefixes import open_prefix_cache
+from sellarec.backbone.token_rows import TokenRow, plan_batches, share_starts, without_prefix
 from sellarec.collab.alignment import info_nce
 from sellarec.collab.fit import fit_collab
 from sellarec.collab.mf import MatrixFactorization, Projection
@@ -151,7 +152,7 @@ class Bench:
 
     def computed(self, rows: Sequence[TokenRow]) -> float:
         """Of the tokens of some rows, the share that the engine computes: beginnings once, and padding."""
-        shared = share_starts(self.lm, rows)
+        shared = share_starts(rows, self.lm.soft_ids.values())
         common = len({r.prefix for r in shared}) == 1  # then it is computed once, and not in each batch
         tokens = len(shared[0].prefix) * common
         for at in plan_batches(shared, self.budget):
@@ -211,7 +212,7 @@ class Bench:
         writer = PromptWriter(self.work.dataset, self.work.config.prompt)
         history = self.work.dataset.history(int(self.rows[-1]))
         items = range(1, min(self.options.candidates, self.work.dataset.n_items) + 1)
-        rows = [self.lm.tokenize(writer.compose(history, i, (20, 10), (30, 20))) for i in items]
+        rows = self.lm.tokenize_all([writer.compose(history, i, (20, 10), (30, 20)) for i in items])
         few = rows[::4]
         for way, lm in self.plain_ways.items():
             self.table.measure(
@@ -336,7 +337,7 @@ class Bench:
         lm = _shallow(self.options.backbone, self.options.dtype)
         data = self.work.dataset
         writer = PromptWriter(data, self.work.config.prompt)
-        real = [lm.tokenize(writer.write(r)) for r in range(min(len(data.interactions), 50_000))]
+        real = lm.tokenize_all([writer.write(r) for r in range(min(len(data.interactions), 50_000))])
         for amount in (1_000, 3_000, 10_000, 30_000, 100_000):
             # a second copy of a row gets another prefix, so that nothing is shared that would not be
             rows = [

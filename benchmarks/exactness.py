@@ -23,8 +23,9 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
 
-from sellarec.backbone.language_model import LanguageModel, TokenRow, open_language_model
+from sellarec.backbone.language_model import LanguageModel, open_language_model
 from sellarec.backbone.lora import merge_lora
+from sellarec.backbone.token_rows import TokenRow
 from sellarec.config import make_config
 from sellarec.data.dataset import sample_users
 from sellarec.errors import SellarecError

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, TensorDataset
 
-from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.backbone.language_model import LanguageModel
+from sellarec.backbone.token_rows import TokenRow
 
 BATCH = {"cpu": 16, "cuda": 128}
 """Rows at once, in scoring and in training; the engine trains with as many."""

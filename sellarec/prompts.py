@@ -64,13 +64,14 @@ class PromptWriter:
         names = [natural_title(t) if config.natural_titles else t for t in dataset.titles]
         self._titles = [f'"{name}"' for name in names]
         self._genres = ["", *dataset.catalogue["genres"].str.replace("|", ", ").str.lower()]
+        self._item = dataset.interactions["item"].to_numpy()
         self._usual = float(dataset.part("train")["label"].mean())
         self._of_user = dataset.training_counts("user")
         self._of_item = dataset.training_counts("item")
 
     def write(self, row: int, new_user: bool = False) -> Prompt:
         """The prompt of an interaction row, or what it would be if the training part did not know its user."""
-        item = int(self.dataset.interactions["item"].iat[row])
+        item = int(self._item[row])
         of_user = (0, 0) if new_user else self._of_user[row]
         return self.compose(self.dataset.history(row, self.config.history), item, of_user, self._of_item[row])
 

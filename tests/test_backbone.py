@@ -7,19 +7,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-from sellarec.backbone import engine, prefixes
-from sellarec.backbone.engine import (
-    cut_where_they_part,
-    embed_rows,
-    final_hidden,
-    log_odds,
-    plan_batches,
-    score_rows,
-    share_starts,
-    without_prefix,
-)
+from sellarec.backbone import engine, language_model, prefixes
+from sellarec.backbone.engine import embed_rows, final_hidden, log_odds, score_rows
 from sellarec.backbone.language_model import (
-    TokenRow,
     _window,
     answer_token_ids,
     open_language_model,
@@ -29,6 +19,13 @@ from sellarec.backbone.language_model import (
 from sellarec.backbone.loading import choose_placement
 from sellarec.backbone.lora import add_lora
 from sellarec.backbone.prefixes import open_prefix_cache
+from sellarec.backbone.token_rows import (
+    TokenRow,
+    cut_where_they_part,
+    plan_batches,
+    share_starts,
+    without_prefix,
+)
 from sellarec.errors import SellarecError
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM, Prompt
 from sellarec.settings import LoraSettings
@@ -88,15 +85,15 @@ def test_prompts_are_cut_where_they_part():
 
 def test_questions_about_one_user_share_the_words_that_they_begin_with(lm):
     a, b, c, d, e, f = range(60, 66)
-    token = lm.soft_ids[USER]
+    token, soft_ids = lm.soft_ids[USER], lm.soft_ids.values()
     first, second = TokenRow((a, b), (c, d, e, f)), TokenRow((a, b), (c, d, f))
     alone, bare = TokenRow((e,), (c, d)), TokenRow((), (c, d))
-    assert share_starts(lm, [first, alone, second, bare, bare]) == [
+    assert share_starts([first, alone, second, bare, bare], soft_ids) == [
         *(TokenRow((a, b, c, d), (e, f)), alone, TokenRow((a, b, c, d), (f,)), bare, bare)
     ]
-    assert share_starts(lm, [second, second]) == [TokenRow((a, b, c, d), (f,))] * 2, "a suffix is never empty"
+    assert share_starts([second, second], soft_ids) == [TokenRow((a, b, c, d), (f,))] * 2, "a suffix is never empty"
     soft = TokenRow((a,), (c, token, d))
-    assert share_starts(lm, [soft, soft]) == [TokenRow((a, c), (token, d))] * 2, "rows have their own vectors"
+    assert share_starts([soft, soft], soft_ids) == [TokenRow((a, c), (token, d))] * 2, "rows have their own vectors"
 
 
 def test_a_catalogue_costs_what_its_questions_do_not_share(lm, monkeypatch):
@@ -371,6 +368,17 @@ def test_long_prompts_lose_their_oldest_text_and_keep_the_soft_tokens(lm, rows):
         lm.tokenize(Prompt("", suffix + USER), SOFT_TOKENS)
     with pytest.raises(SellarecError, match="max_tokens is 3"):
         dataclasses.replace(lm, max_tokens=3).tokenize(Prompt("", suffix), SOFT_TOKENS)
+
+
+def test_prompts_are_tokenized_together_as_they_are_alone(lm, monkeypatch):
+    monkeypatch.setattr(language_model, "TOGETHER", 2)
+    starts, (first, second) = ["", "Liked: Heat.", "Liked: Heat."], [f" Is it {t}? Yes" for t in ("Up", USER)]
+    prompts = [Prompt(start, first) for start in starts]
+    assert lm.tokenize_all(prompts) == [lm.tokenize(p) for p in prompts]
+    mine = lm.tokenize_all([Prompt("Liked: Heat.", second)], (USER,))
+    pieces = [lm.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (" Is it ", "? Yes")]
+    assert mine[0].suffix == (*pieces[0], lm.soft_ids[USER], *pieces[1])
+    assert lm.tokenize_all([]) == []
 
 
 def test_a_soft_token_typed_into_a_title_is_refused_not_scattered(lm):

@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sellarec.backbone import compiled, engine, prefixes
 from sellarec.backbone.attention import attention_weights
 from sellarec.backbone.compiled import _compiled, _compiler_works, compiled_layers, worth_compiling
-from sellarec.backbone.engine import log_odds, score_rows, without_prefix
+from sellarec.backbone.engine import log_odds, score_rows
 from sellarec.backbone.grouped import FAMILIES
-from sellarec.backbone.language_model import TokenRow, layers_of, open_language_model
+from sellarec.backbone.language_model import layers_of, open_language_model
 from sellarec.backbone.lora import add_lora
 from sellarec.backbone.prefixes import open_prefix_cache
+from sellarec.backbone.token_rows import TokenRow, without_prefix
 from sellarec.settings import LoraSettings
 from sellarec.systems import sella, tallrec
 from tests.test_grouped import SHAPE

@@ -75,8 +75,9 @@ HOLDINGS = """
 import os
 import sys
 from sellarec.backbone.engine import score_rows
-from sellarec.backbone.language_model import TokenRow, open_language_model
+from sellarec.backbone.language_model import open_language_model
 from sellarec.backbone.lora import add_lora
+from sellarec.backbone.token_rows import TokenRow
 from sellarec.settings import LoraSettings
 from sellarec.distributed import leave, rank
 

@@ -6,9 +6,10 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from sellarec.backbone.engine import log_odds, score_rows
-from sellarec.backbone.language_model import TokenRow, open_language_model, wrap_language_model
+from sellarec.backbone.language_model import open_language_model, wrap_language_model
 from sellarec.backbone.loading import Placement, choose_placement, load_backbone
 from sellarec.backbone.lora import add_lora, merge_lora, save_lora
+from sellarec.backbone.token_rows import TokenRow
 from sellarec.errors import SellarecError
 from sellarec.machine import describe_machine
 from sellarec.settings import LoraSettings

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from sellarec.backbone.engine import log_odds, without_prefix
+from sellarec.backbone.engine import log_odds
+from sellarec.backbone.token_rows import without_prefix
 from sellarec.collab.alignment import contrast, fine_grained_similarity
 from sellarec.collab.binary import BinaryMF, bits_text, dotted_text
 from sellarec.collab.fit import fit_collab

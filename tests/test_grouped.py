@@ -7,8 +7,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sellarec.backbone import grouped
 from sellarec.backbone.attention import using_attention
 from sellarec.backbone.engine import log_odds
-from sellarec.backbone.language_model import TokenRow, open_language_model
+from sellarec.backbone.language_model import open_language_model
 from sellarec.backbone.loading import attention_on
+from sellarec.backbone.token_rows import TokenRow
 
 SHAPE = {
     "vocab_size": 50,

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from sellarec.backbone.engine import log_odds, without_prefix
-from sellarec.backbone.language_model import TokenRow, open_language_model
+from sellarec.backbone.engine import log_odds
+from sellarec.backbone.language_model import open_language_model
 from sellarec.backbone.lora import add_lora, merge_lora, save_lora
+from sellarec.backbone.token_rows import TokenRow, without_prefix
 from sellarec.errors import SellarecError
 from sellarec.prompts import Prompt
 from sellarec.settings import LoraSettings

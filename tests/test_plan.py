@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 
 from sellarec import cli, plan
-from sellarec.backbone.engine import log_odds, without_prefix
+from sellarec.backbone.engine import log_odds
 from sellarec.backbone.language_model import open_language_model, wrap_language_model
 from sellarec.backbone.loading import choose_placement
 from sellarec.backbone.lora import add_lora
+from sellarec.backbone.token_rows import without_prefix
 from sellarec.config import change_config, make_config
 from sellarec.errors import SellarecError
 from sellarec.machine import V1_FILES, Machine, _free_memory, describe_machine, matmul_rate

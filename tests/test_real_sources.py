@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from sellarec.backbone.engine import score_rows
-from sellarec.backbone.language_model import TokenRow, open_language_model
+from sellarec.backbone.language_model import open_language_model
+from sellarec.backbone.token_rows import TokenRow
 from sellarec.data import sources
 from sellarec.data.open import open_dataset
 from sellarec.data.sources import is_fetched

@@ -18,7 +18,8 @@ from torch import Tensor
 from sellarec.analysis.catalogue import row_of_pair
 from sellarec.backbone.attention import answer_and_attention, attention_weights
 from sellarec.backbone.engine import score_rows
-from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.backbone.language_model import LanguageModel
+from sellarec.backbone.token_rows import TokenRow
 from sellarec.collab.records import records_of_counts
 from sellarec.errors import SellarecError
 from sellarec.prompts import INSTRUCTION, ITEM, SOFT_TOKENS, USER, WARM, Prompt, PromptWriter

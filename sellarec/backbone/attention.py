@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sellarec.backbone.engine import embed, prefixes_of
-from sellarec.backbone.language_model import LanguageModel, TokenRow, body_of
+from sellarec.backbone.language_model import LanguageModel, body_of
+from sellarec.backbone.token_rows import TokenRow
 from sellarec.errors import SellarecError
 
 SHOWS_WEIGHTS = "eager"

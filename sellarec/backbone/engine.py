@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from sellarec.backbone.compiled import layers_for
-from sellarec.backbone.language_model import LanguageModel, TokenRow, body_of
+from sellarec.backbone.language_model import LanguageModel, body_of
+from sellarec.backbone.token_rows import TokenRow, plan_batches, share_starts, without_prefix
 from sellarec.distributed import is_main, most, rank, summed, world
 from sellarec.progress import Progress
 
@@ -151,7 +152,7 @@ def score_rows(
     """
     direction = lm.answer_head()[0] if raw_yes else lm.answer_head()[0] - lm.answer_head()[1]
     budget = (token_budget or tokens_at_once(lm.placement.device.type, lm.width)) * (KEPT_BUDGET if kept else 1)
-    rows = rows if kept else share_starts(lm, rows)
+    rows = rows if kept else share_starts(rows, lm.soft_ids.values())
     with layers_for(lm, 0 if kept else len(rows)):  # behind a cache there is little to gain
         prefixes = kept or _common_prefix(lm, rows)
 
@@ -243,31 +244,6 @@ def _for_all(
     return summed(out)
 
 
-def plan_batches(rows: Sequence[TokenRow], token_budget: int) -> list[np.ndarray]:
-    """Group rows into batches of similar length that keep equal prefixes together.
-
-    A batch costs (distinct prefixes x longest prefix) + (rows x longest suffix) padded tokens and stays within the
-    budget; a single row may exceed it.
-
-    Returns:
-        Arrays of row positions that together hold every row once.
-    """
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].prefix), rows[i].prefix, len(rows[i].suffix)))
-    batches: list[list[int]] = [[]]
-    prefixes, longest_prefix, longest_suffix = 0, 0, 0
-    for i in order:
-        new = not batches[-1] or rows[i].prefix != rows[batches[-1][-1]].prefix
-        p, s = max(longest_prefix, len(rows[i].prefix)), max(longest_suffix, len(rows[i].suffix))
-        cost = (prefixes + new) * p + (len(batches[-1]) + 1) * s
-        if batches[-1] and cost > token_budget:
-            batches.append([])
-            prefixes, new = 0, True
-            p, s = len(rows[i].prefix), len(rows[i].suffix)
-        batches[-1].append(i)
-        prefixes, longest_prefix, longest_suffix = prefixes + new, p, s
-    return [np.array(b) for b in batches if b]
-
-
 def _save_whole(array: np.ndarray, path: Path) -> None:
     """Write beside the old file, then swap: a kill never leaves a half-written one."""
     fresh = path.with_suffix(".new.npy")
@@ -315,44 +291,6 @@ def _common_prefix(lm: LanguageModel, rows: Sequence[TokenRow]) -> CommonPrefix 
     distinct = {r.prefix for r in rows}
     states = prefix_states(lm, [*distinct]) if len(distinct) == 1 and distinct != {()} else None
     return None if states is None else CommonPrefix(states)
-
-
-def without_prefix(row: TokenRow) -> TokenRow:
-    """The same prompt with everything in the suffix, so that gradients reach all of it."""
-    return TokenRow((), row.prefix + row.suffix)
-
-
-def cut_where_they_part(row: TokenRow, other: TokenRow) -> TokenRow:
-    """The same prompt with the prefix extended to what another prompt begins with too."""
-    ids, others = row.prefix + row.suffix, other.prefix + other.suffix
-    common = min(_alike(ids, others), len(ids) - 1)  # a suffix must not be empty
-    return TokenRow(ids[:common], ids[common:])
-
-
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids the two have in common before they part."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-def share_starts(lm: LanguageModel, rows: Sequence[TokenRow]) -> list[TokenRow]:
-    """The same prompts; where several have one prefix, it goes on for as long as they are alike, up to a soft token.
-
-    All questions about a user begin with the same words, which are then computed once for a whole catalogue.
-    """
-    out, soft = list(rows), {*lm.soft_ids.values()}
-    places: dict[tuple[int, ...], list[int]] = {}
-    for i, row in enumerate(rows):
-        places.setdefault(row.prefix, []).append(i)
-    for prefix, group in places.items():
-        if not prefix or len(group) == 1:
-            continue
-        suffixes = [rows[i].suffix for i in group]
-        first = min(suffixes)
-        shared = min(_alike(first, max(suffixes)), *(len(s) - 1 for s in suffixes))  # a suffix must not be empty
-        shared = next((n for n in range(shared) if first[n] in soft), shared)
-        for i in group:
-            out[i] = TokenRow(prefix + rows[i].suffix[:shared], rows[i].suffix[shared:])
-    return out
 
 
 def prefixes_of(

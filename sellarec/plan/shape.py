@@ -12,9 +12,10 @@ from torch import nn
 
 from sellarec.backbone.cost import Cost, forward_cost, training_cost
 from sellarec.backbone.engine import tokens_at_once
-from sellarec.backbone.language_model import TokenRow, wrap_language_model
+from sellarec.backbone.language_model import wrap_language_model
 from sellarec.backbone.loading import Placement, attention_on, load_shape, of_layers, reading_dtype
 from sellarec.backbone.lora import lora_config
+from sellarec.backbone.token_rows import TokenRow
 from sellarec.data.dataset import sample_rows
 from sellarec.machine import Machine
 from sellarec.prompts import SOFT_TOKENS, item_prompt

@@ -22,7 +22,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.backbone.language_model import LanguageModel
+from sellarec.backbone.token_rows import TokenRow
 from sellarec.collab.binary import BinaryMF, bits_text, dotted_text
 from sellarec.collab.mf import zero_unseen
 from sellarec.data.dataset import Dataset
@@ -72,12 +73,12 @@ def _tokenizer(work: Workspace):
     ids = work.dataset.interactions[["user", "item"]].to_numpy()
 
     def tokenize(lm: LanguageModel, rows: np.ndarray, new_user: np.ndarray) -> list[TokenRow]:
-        out = []
+        prompts = []
         for row, new in zip(rows, new_user, strict=True):
             prompt, (user, item) = writer.write(row, new), ids[row]
             suffix = prompt.suffix.replace(USER, of_user[0 if new else user]).replace(ITEM, of_item[item])
-            out.append(lm.tokenize(Prompt(prompt.prefix, suffix)))
-        return out
+            prompts.append(Prompt(prompt.prefix, suffix))
+        return lm.tokenize_all(prompts)
 
     return tokenize
 

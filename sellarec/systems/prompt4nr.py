@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sellarec.backbone.engine import without_prefix
-from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.backbone.language_model import LanguageModel
+from sellarec.backbone.token_rows import TokenRow, without_prefix
 from sellarec.prompts import ITEM, USER, Prompt, PromptWriter
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace

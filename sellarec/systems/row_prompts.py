@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from sellarec.backbone.engine import cut_where_they_part
-from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.backbone.language_model import LanguageModel
 from sellarec.backbone.prefixes import PrefixCache, open_prefix_cache
+from sellarec.backbone.token_rows import TokenRow, cut_where_they_part
 from sellarec.distributed import world
 from sellarec.prompts import SOFT_TOKENS, PromptWriter
 from sellarec.systems.base import Workspace
@@ -31,7 +31,7 @@ def prompts_of(
     """
     writer = PromptWriter(work.dataset, work.config.prompt, tokens)
     new_user = np.zeros(len(rows), dtype=bool) if new_user is None else new_user
-    return [lm.tokenize(writer.write(r, new), tokens) for r, new in zip(rows, new_user, strict=True)]
+    return lm.tokenize_all([writer.write(r, new) for r, new in zip(rows, new_user, strict=True)], tokens)
 
 
 def cut_prompts(

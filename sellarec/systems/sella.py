@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from sellarec.backbone.compiled import layers_for
 from sellarec.backbone.engine import log_odds, score_rows
-from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.backbone.language_model import LanguageModel
+from sellarec.backbone.token_rows import TokenRow
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.collab.records import item_facts
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM

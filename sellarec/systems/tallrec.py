@@ -15,10 +15,11 @@ import pandas as pd
 from torch import Tensor, nn
 
 from sellarec.backbone.compiled import layers_for
-from sellarec.backbone.engine import log_odds, score_rows, without_prefix
-from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.backbone.engine import log_odds, score_rows
+from sellarec.backbone.language_model import LanguageModel
 from sellarec.backbone.lora import add_lora, merge_lora, save_lora
 from sellarec.backbone.prefixes import PrefixCache
+from sellarec.backbone.token_rows import TokenRow, without_prefix
 from sellarec.runs import Run
 from sellarec.settings import Config
 from sellarec.systems.base import System, Workspace

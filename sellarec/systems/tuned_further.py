@@ -13,8 +13,9 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from sellarec.backbone.language_model import LanguageModel, TokenRow
+from sellarec.backbone.language_model import LanguageModel
 from sellarec.backbone.lora import merge_lora, resume_lora
+from sellarec.backbone.token_rows import TokenRow
 from sellarec.errors import SellarecError
 from sellarec.runs import Run
 from sellarec.settings import Config
