@@ -19,8 +19,8 @@ dataset=${DATASET:-ml-1m}
 case $size in
 full)
     profile=full shape=qwen2-7b backbone=${BACKBONE:-smollm2-135m} parts=${PARTS:-1} large_parts=8
-    bench=(--rows 2048 --candidates 2048 --repeats 3 --budgets 8192 131072)
-    few=(--rows 512 --candidates 512 --repeats 2 --budgets 8192 131072)
+    bench=(--rows 2048 --candidates 2048 --repeats 3 --budgets 32768 131072)
+    few=(--rows 512 --candidates 512 --repeats 2 --budgets 131072)
     tasks=(--compiled --tasks scoring operations ranking stage3 stage1 stage2)
     ;;
 smoke)
