@@ -41,7 +41,7 @@ from sellarec.backbone.attention import using_attention
 from sellarec.backbone.compiled import compiled_layers
 from sellarec.backbone.engine import log_odds, score_rows, tokens_at_once
 from sellarec.backbone.language_model import LanguageModel, wrap_language_model
-from sellarec.backbone.loading import attention_on, choose_placement, load_shape, of_layers
+from sellarec.backbone.loading import attention_on, choose_placement, load_shape, of_layers, sent
 from sellarec.backbone.lora import add_lora
 from sellarec.backbone.prefixes import open_prefix_cache
 from sellarec.backbone.token_rows import TokenRow, plan_batches, share_starts, without_prefix
@@ -150,12 +150,20 @@ class Bench:
                     task, f"{way}, {name}", work, amount, *rest, warm=False, **first, **gap, **gaps(found)
                 )
 
-    def computed(self, rows: Sequence[TokenRow]) -> float:
+    def scored(self, task: str, rows: Sequence[TokenRow], **gaps: Callable[[np.ndarray], dict[str, float]]) -> None:
+        """The engine over rows of which nothing is cached, in batches of its own size and of those asked for."""
+        for budget in (self.budget, *self.options.budgets):
+            way = "engine" if budget == self.budget else f"engine, {budget:,} at once"
+            score = lambda budget=budget: score_rows(self.lm, rows, token_budget=budget, label="")  # noqa: E731
+            share = self.computed(rows, budget)
+            self.engine(task, way, score, len(rows), sum(map(len, rows)), computed=share, **gaps)
+
+    def computed(self, rows: Sequence[TokenRow], budget: int) -> float:
         """Of the tokens of some rows, the share that the engine computes: beginnings once, and padding."""
         shared = share_starts(rows, self.lm.soft_ids.values())
         common = len({r.prefix for r in shared}) == 1  # then it is computed once, and not in each batch
         tokens = len(shared[0].prefix) * common
-        for at in plan_batches(shared, self.budget):
+        for at in plan_batches(shared, budget):
             batch = [shared[i] for i in at]
             tokens += len({r.prefix for r in batch}) * max(len(r.prefix) for r in batch) * (not common)
             tokens += len(batch) * max(len(r.suffix) for r in batch)
@@ -192,11 +200,7 @@ class Bench:
             self.table.measure(
                 task, "llama.cpp, same GGUF", lambda: by_llama_cpp(rows), len(rows), tokens, **gaps(found)
             )
-        score = lambda: score_rows(self.lm, rows, label="")  # noqa: E731
-        self.engine(task, "engine", score, len(rows), tokens, gaps=gaps, computed=self.computed(rows))
-        for budget in self.options.budgets:
-            limited = lambda budget=budget: score_rows(self.lm, rows, token_budget=budget, label="")  # noqa: E731
-            self.engine(task, f"engine, {budget:,} at once", limited, len(rows), tokens)
+        self.scored(task, rows, gaps=gaps)
         with tempfile.TemporaryDirectory() as folder:
             cut = cut_prompts(self.work, self.lm, self.rows, rows)
             kept = self.kept(cut, folder)
@@ -212,28 +216,23 @@ class Bench:
         writer = PromptWriter(self.work.dataset, self.work.config.prompt)
         history = self.work.dataset.history(int(self.rows[-1]))
         items = range(1, min(self.options.candidates, self.work.dataset.n_items) + 1)
-        rows = self.lm.tokenize_all([writer.compose(history, i, (20, 10), (30, 20)) for i in items])
+        rows = self.lm.tokenize_all(writer.compose(history, i, (20, 10), (30, 20)) for i in items)
         few = rows[::4]
         for way, lm in self.plain_ways.items():
             self.table.measure(
                 "rank the catalogue", way, lambda lm=lm: plain.scores(lm, few), len(few), sum(map(len, few))
             )
-        engine = lambda: score_rows(self.lm, rows, label="")  # noqa: E731
-        share = self.computed(rows)
-        self.engine("rank the catalogue", "engine", engine, len(rows), sum(map(len, rows)), computed=share)
-        for budget in self.options.budgets:
-            limited = lambda budget=budget: score_rows(self.lm, rows, token_budget=budget, label="")  # noqa: E731
-            self.engine("rank the catalogue", f"engine, {budget:,} at once", limited, len(rows), sum(map(len, rows)))
+        self.scored("rank the catalogue", rows)
 
     def stage3(self) -> None:
         few = self.rows[: max(16, len(self.rows) // 4)]
         work, lm, label = self.work, self.lm, self.label[: len(few)]
         rows = prompts_of(work, lm, few, SOFT_TOKENS)
-        tokens, inputs = sum(map(len, rows)), [t.to(lm.placement.device) for t in row_inputs(work, few)]
+        tokens, inputs = sum(map(len, rows)), row_inputs(work, few)
         mf = MatrixFactorization(work.dataset.n_users, work.dataset.n_items, 64, bias=True, init_std=0.1)
         semantic = torch.nn.Embedding(work.dataset.n_items + 1, lm.width)
         soft = SoftTokens(mf, semantic, Projection(mf.feature_dim, lm.width)).to(lm.placement.device)
-        vectors = lambda at: soft(*(t[at] for t in inputs))  # noqa: E731
+        vectors = lambda at: soft(*(sent(t[at], lm.placement.device) for t in inputs))  # noqa: E731
         for way, model in self.plain_ways.items():
             steps = plain.soft_token_steps(model, rows, label, soft, vectors)
             self.table.measure("train stage 3", way, steps, len(few), tokens, 2)
@@ -337,7 +336,7 @@ class Bench:
         lm = _shallow(self.options.backbone, self.options.dtype)
         data = self.work.dataset
         writer = PromptWriter(data, self.work.config.prompt)
-        real = lm.tokenize_all([writer.write(r) for r in range(min(len(data.interactions), 50_000))])
+        real = lm.tokenize_all(writer.write(r) for r in range(min(len(data.interactions), 50_000)))
         for amount in (1_000, 3_000, 10_000, 30_000, 100_000):
             # a second copy of a row gets another prefix, so that nothing is shared that would not be
             rows = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import shutil
 import time
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from sellarec.backbone.loading import sent
 from sellarec.distributed import agreed, is_main, rank, summed, wait, world
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, check_finite
@@ -93,7 +93,8 @@ def train(
         The best validation AUC.
 
     Raises:
-        SellarecError: a loss is not finite; names the step and its rows. The checkpoint is of other rows or batches.
+        SellarecError: a loss is not finite; names the step and its rows, on a GPU up to `ASKED_TOGETHER` steps later
+            but before anything is validated or saved. The checkpoint is of other rows or batches.
     """
     schedule = _batches(np.zeros(len(labels)) if lengths is None else np.asarray(lengths), config, seed)
     steps = len(schedule)
@@ -107,10 +108,10 @@ def train(
     accelerator.register_for_checkpointing(rate, position)
     if _resume(accelerator, position, checkpoint) and position.step < steps:
         print(f"{label}: going on from step {position.step} of {steps}", flush=True)
-    target = torch.from_numpy(np.asarray(labels, dtype=np.float32)).to(accelerator.device)
+    target = torch.from_numpy(np.asarray(labels, dtype=np.float32))
     parameters = [p for p in model.parameters() if p.requires_grad]
 
-    asked_later: list[tuple[dict, np.ndarray, Tensor]] = []
+    unasked: list[tuple[dict, np.ndarray, Tensor]] = []
     saved = time.monotonic()
     with Progress(label, steps * config.batch, done=position.step * config.batch) as progress:
         while position.step < steps:
@@ -123,17 +124,18 @@ def train(
             rate.step()
             position.step += 1
             position.log.append({"step": position.step, "loss": None, "learning_rate": rate.get_last_lr()[0]})
-            asked_later.append((position.log[-1], batch, loss))
-            saves = agreed(time.monotonic() - saved > config.checkpoint_seconds) or position.step == steps
-            if saves or position.step in eval_steps or len(asked_later) == ASKED_TOGETHER[target.device.type]:
-                _ask(asked_later, row_ids, label)
-            if position.step in eval_steps:
+            unasked.append((position.log[-1], batch, loss))
+            evaluates, ends = position.step in eval_steps, position.step == steps
+            asks = evaluates or ends or len(unasked) == ASKED_TOGETHER[accelerator.device.type]
+            if asks:
+                _ask(unasked, row_ids, label)
+            if evaluates:
                 model.eval()
                 true, said = validate(folder / f"validation-{position.step}.npy")
                 check_finite(said, f"{label}, scores after step {position.step}", ADVICE)
                 _select(model, position, auc(true, said), folder)
             progress.advance(config.batch, _note(position))
-            if saves:
+            if asks and (ends or agreed(time.monotonic() - saved > config.checkpoint_seconds)):
                 _save_checkpoint(accelerator, checkpoint)
                 _forget_others(folder, position.best_step)
                 saved = time.monotonic()
@@ -191,11 +193,12 @@ def _resume(accelerator: Accelerator, position: _Position, checkpoint: Path) -> 
 
 def _backward(accelerator: Accelerator, model: nn.Module, target: Tensor, batch: np.ndarray, accumulate: int) -> Tensor:
     """Leave the gradients of a batch's mean loss, taken in parts and shared among processes; this process's loss."""
-    loss = torch.zeros((), dtype=torch.float64, device=target.device)
+    loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     for part in np.array_split(batch, min(max(1, accumulate // world()), len(batch))):
         mine = part[rank() :: world()]
         rows = mine if len(mine) else part[:1]  # every process must take part in every step
-        losses = binary_cross_entropy_with_logits(model(rows), target[rows], reduction="none")
+        wanted = sent(target[rows], accelerator.device)
+        losses = binary_cross_entropy_with_logits(model(rows), wanted, reduction="none")
         part_loss = losses[: len(mine)].sum() / len(batch)
         # accelerate divides by the number of parts, and gradients are averaged over processes
         accelerator.backward(part_loss * accumulate * world())
@@ -260,8 +263,8 @@ def load_trainable(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def _note(position: _Position) -> str:
-    known = (entry["loss"] for entry in reversed(position.log) if entry.get("loss") is not None)
-    said = [f"loss {loss:.3f}" for loss in itertools.islice(known, 1)]
+    loss = next((e["loss"] for e in reversed(position.log) if e.get("loss") is not None), None)
+    said = [] if loss is None else [f"loss {loss:.3f}"]
     return ", ".join(said + [f"best valid AUC {position.best:.3f}"] * (position.best_step >= 0))
 
 

@@ -116,6 +116,7 @@ def test_a_catalogue_costs_what_its_questions_do_not_share(lm, monkeypatch):
 
 def test_a_narrow_model_is_given_more_tokens_at_once_on_a_gpu():
     assert engine.tokens_at_once("cuda", 576) == 65_536, "SmolLM2-135M"
+    assert engine.tokens_at_once("cuda", 64) == 131_072, "more has not been measured"
     assert engine.tokens_at_once("cuda", 3584) == 32_768, "Qwen2-7B"
     assert engine.tokens_at_once("cpu", 576) == engine.tokens_at_once("cpu", 3584) == 1536
 
@@ -370,15 +371,19 @@ def test_long_prompts_lose_their_oldest_text_and_keep_the_soft_tokens(lm, rows):
         dataclasses.replace(lm, max_tokens=3).tokenize(Prompt("", suffix), SOFT_TOKENS)
 
 
-def test_prompts_are_tokenized_together_as_they_are_alone(lm, monkeypatch):
+@pytest.mark.parametrize("bos", [False, True])
+def test_prompts_are_tokenized_together_as_their_parts_are_alone(lm, monkeypatch, bos):
     monkeypatch.setattr(language_model, "TOGETHER", 2)
-    starts, (first, second) = ["", "Liked: Heat.", "Liked: Heat."], [f" Is it {t}? Yes" for t in ("Up", USER)]
-    prompts = [Prompt(start, first) for start in starts]
-    assert lm.tokenize_all(prompts) == [lm.tokenize(p) for p in prompts]
-    mine = lm.tokenize_all([Prompt("Liked: Heat.", second)], (USER,))
-    pieces = [lm.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (" Is it ", "? Yes")]
-    assert mine[0].suffix == (*pieces[0], lm.soft_ids[USER], *pieces[1])
-    assert lm.tokenize_all([]) == []
+    lm = dataclasses.replace(lm, max_tokens=30)
+    vars(lm)["_adds_bos"] = bos
+    alone = lambda text: tuple(lm.tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
+    soft, start = lm.soft_ids, (lm.tokenizer.bos_token_id,) * bos
+    starts = ["", "Liked: Heat.", "Liked: Heat.", "Liked: " + "Heat, " * 50, USER]
+    rows = lm.tokenize_all((Prompt(s, f" Is it {ITEM}{USER} and {WARM}?") for s in starts), SOFT_TOKENS)
+    suffix = (*alone(" Is it "), soft[ITEM], soft[USER], *alone(" and "), soft[WARM], *alone("?"))
+    kept = lm.max_tokens - len(suffix) - bos
+    assert rows == [TokenRow(start + (alone(s)[-kept:] if s else ()), suffix) for s in starts]
+    assert len(rows[3]) == lm.max_tokens and lm.tokenize_all([]) == []
 
 
 def test_a_soft_token_typed_into_a_title_is_refused_not_scattered(lm):

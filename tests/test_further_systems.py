@@ -122,7 +122,7 @@ def test_codes_stand_where_the_soft_tokens_stand_and_a_hidden_user_has_the_stran
 
 def test_prompt4nr_writes_three_vectors_into_each_slot_and_trains_them_with_the_adapter(small_workspace):
     work, lm = small_workspace, small_workspace.base_model
-    row = prompt4nr.tokenize_with_slots(lm, Prompt("History.", " Question? Answer:"))
+    (row,) = prompt4nr.tokenize_with_slots(lm, [Prompt("History.", " Question? Answer:")])
     assert [(row.prefix + row.suffix).count(lm.soft_ids[t]) for t in (USER, ITEM)] == [3, 3]
     text = [i for i in row.prefix + row.suffix if i not in lm.soft_ids.values()]
     plain = lm.tokenize(Prompt("History.", " Question? Answer:"))
@@ -131,7 +131,7 @@ def test_prompt4nr_writes_three_vectors_into_each_slot_and_trains_them_with_the_
         lm.tokenize(Prompt("History.", ITEM * 3), (ITEM,), 2)
 
     soft = prompt4nr._new(work)
-    rows = [row, prompt4nr.tokenize_with_slots(lm, Prompt("Other.", " Why? Answer:"))]
+    rows = [row, *prompt4nr.tokenize_with_slots(lm, [Prompt("Other.", " Why? Answer:")])]
     rows = [without_prefix(r) for r in rows]
     both = log_odds(lm, rows, soft(np.arange(2)))
     torch.testing.assert_close(both[1:], log_odds(lm, rows[1:], soft(np.arange(1))), atol=1e-5, rtol=1e-4)
@@ -147,7 +147,7 @@ def test_prompt4nr_writes_three_vectors_into_each_slot_and_trains_them_with_the_
 def test_prompt4nr_cuts_a_long_history_like_every_other_system(small_workspace):
     lm = dataclasses.replace(small_workspace.base_model, max_tokens=60)
     prompt = Prompt("An old title. " * 40 + "The latest one.", " Question? Answer:")
-    row, plain = prompt4nr.tokenize_with_slots(lm, prompt), lm.tokenize(prompt)
+    (row,), plain = prompt4nr.tokenize_with_slots(lm, [prompt]), lm.tokenize(prompt)
     assert len(row) == len(plain) == 60 and row.suffix[3:] == plain.suffix
     assert row.prefix[-10:] == plain.prefix[-10:]  # the oldest text went
 

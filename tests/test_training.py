@@ -224,15 +224,34 @@ def test_a_loss_that_is_not_finite_stops_with_step_rows_and_advice(problem, tmp_
         run((broken, y), tmp_path)
 
 
-def test_losses_that_are_asked_for_together_change_nothing_and_stop_too(problem, tmp_path, monkeypatch):
+def test_losses_that_are_asked_for_together_change_nothing(problem, tmp_path, monkeypatch):
     one, _, log = run(problem, tmp_path / "each")
-    monkeypatch.setattr(training, "ASKED_TOGETHER", {"cpu": 100})
-    seldom, _, log_again = run(problem, tmp_path / "seldom", replace(CONFIG, checkpoint_seconds=1e9))
+    monkeypatch.setattr(training, "ASKED_TOGETHER", {"cpu": 3})
+    seldom, _, log_again = run(problem, tmp_path / "seldom")
     assert log_again == log and torch.equal(one.layer.weight, seldom.layer.weight)
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_is_validated_or_saved(problem, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "ASKED_TOGETHER", {"cpu": 100})
     x, y = problem
     broken = torch.where(torch.arange(64)[:, None] == 17, float("nan"), x)
-    with pytest.raises(SellarecError, match=r"loss of step \d+, rows \[.*1017.*\]"):
-        run((broken, y), tmp_path / "broken", replace(CONFIG, checkpoint_seconds=1e9))
+    with pytest.raises(SellarecError, match=r"loss of step \d, rows \[.*1017.*\]"):
+        run((broken, y), tmp_path, replace(CONFIG, evaluations=1), say=lambda *_: pytest.fail("validated"))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_validation_that_takes_longer_than_saves_are_apart_is_saved_at_once(problem, tmp_path, monkeypatch):
+    clock, saved = [0.0], []
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+    keep = training._save_checkpoint
+    monkeypatch.setattr(training, "_save_checkpoint", lambda *a: saved.append(clock[0]) or keep(*a))
+
+    def say(model, _):
+        clock[0] += 100.0
+        return model(np.arange(64)).detach().numpy()
+
+    run(problem, tmp_path, replace(CONFIG, checkpoint_seconds=60.0), say=say)
+    assert saved == [100.0, 200.0, 300.0, 400.0], "steps take no time here"
 
 
 def test_validation_scores_that_are_not_finite_stop_with_advice(tmp_path):

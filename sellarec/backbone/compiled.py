@@ -23,7 +23,8 @@ from sellarec.runs import record
 
 WORTH = {"cpu": 6_000, "cuda": 100_000}
 """Rows, those of all epochs, from which compiling pays for SmolLM2-135M. On a 2-core CPU it takes about 20 s and saves
-3 to 11 ms a row in scoring, up to 48 in training; on an H200 7 to 72 s, and .1 ms in scoring, .3 to .4 in training."""
+3 to 11 ms a row in scoring, up to 48 in training. On an H200 it takes 7 to 13 s and saves .1 ms in scoring; in stage 1
+it takes 48 to 72 s and saves .3 ms with three titles a prompt, with ten perhaps 1 (against an H100 without)."""
 
 FORMS = 64
 """How many forms of a layer may be compiled: training and scoring, with and without a cache, in each number format."""

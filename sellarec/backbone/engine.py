@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sellarec.backbone.compiled import layers_for
 from sellarec.backbone.language_model import LanguageModel, body_of
+from sellarec.backbone.loading import sent
 from sellarec.backbone.token_rows import TokenRow, plan_batches, share_starts, without_prefix
 from sellarec.distributed import is_main, most, rank, summed, world
 from sellarec.progress import Progress
@@ -32,9 +33,10 @@ CPU_TOKENS = 1536
 """Padded tokens in one batch on a CPU. With 2 cores (bf16, 135M) 2,048 scored 1.4 times as many rows a second as 8,192,
 and 1,024 to 2,048 were not told apart."""
 
-GPU_TOKENS, GPU_NUMBERS = 32768, 65536 * 576
-"""On a GPU: so many tokens, or as many as have so many hidden numbers. What a host takes to launch a layer does not
-depend on the batch: with 32,768 tokens of SmolLM2 an H200 was done sooner, and waited half of the time."""
+GPU_TOKENS, GPU_HIDDEN = (32768, 131072), 65536 * 576
+"""On a GPU: as many tokens as have so many hidden numbers together, within these bounds. A host launches the operations
+of a small batch no faster than those of a large one: of SmolLM2-135M, compiled, an H200 scored 8,314, 11,567 and 12,277
+rows a second with 32,768, 65,536 and 131,072 tokens, in 2.1, 3.5 and 5.0 GiB."""
 
 SETTLED = 64
 """How many batches may be under way before their results are asked for: each such question halts a GPU."""
@@ -51,7 +53,8 @@ SoftVectors = Callable[[np.ndarray], dict[str, Tensor]]
 
 def tokens_at_once(device: str, width: int) -> int:
     """Padded tokens in one batch on a kind of device, for hidden states of so many numbers."""
-    return CPU_TOKENS if device == "cpu" else max(GPU_TOKENS, GPU_NUMBERS // width)
+    least, most_measured = GPU_TOKENS
+    return CPU_TOKENS if device == "cpu" else min(max(least, GPU_HIDDEN // width), most_measured)
 
 
 def final_hidden(
@@ -77,7 +80,7 @@ def final_hidden(
     if lm.sliding_window and _slots(rows) > lm.sliding_window:  # padding between would push tokens out of sight
         rows, kept = [without_prefix(r) for r in rows], None
     ids, lengths = _pad([r.suffix for r in rows])
-    embeds, lengths = embed(lm, ids, soft), _sent(lengths, device)
+    embeds, lengths = embed(lm, ids, soft), sent(lengths, device)
     past, past_lengths = prefixes_of(lm, rows, kept)
     with lm.precision():
         if past is None:
@@ -108,9 +111,9 @@ def embed(lm: LanguageModel, ids: Tensor, soft: dict[str, Tensor] | None) -> Ten
     """Embeddings of ids (B, T) on the model's device, soft vectors over their placeholders'. Ids come on the CPU."""
     device = lm.placement.device
     places = {t: torch.nonzero(ids == lm.soft_ids[t], as_tuple=True) for t in soft or {}}  # a GPU would have to halt
-    embeds = lm.embed(_sent(ids, device))
+    embeds = lm.embed(sent(ids, device))
     for token, vectors in (soft or {}).items():
-        at = tuple(_sent(i, device) for i in places[token])
+        at = tuple(sent(i, device) for i in places[token])
         embeds = embeds.index_put(at, vectors.to(embeds.dtype).flatten(0, -2))
     return embeds
 
@@ -259,7 +262,7 @@ def prefix_states(lm: LanguageModel, prefixes: Sequence[tuple[int, ...]]) -> Ten
     """
     ids, _ = _pad(prefixes)
     with lm.precision():
-        layers = _from_the_left(lm, input_ids=_sent(ids, lm.placement.device), use_cache=True).past_key_values.layers
+        layers = _from_the_left(lm, input_ids=sent(ids, lm.placement.device), use_cache=True).past_key_values.layers
     held = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     if any(t is None or t.ndim != 4 or t.shape != held[0].shape for t in held):
         return None
@@ -310,19 +313,19 @@ def prefixes_of(
     place = {prefix: n for n, prefix in enumerate(distinct)}
     ids, lengths = _pad(distinct)
     with torch.no_grad(), lm.precision():
-        cache = _from_the_left(lm, input_ids=_sent(ids, device), use_cache=True).past_key_values
+        cache = _from_the_left(lm, input_ids=sent(ids, device), use_cache=True).past_key_values
     if len(distinct) < len(rows):
         of_row = torch.tensor([place[r.prefix] for r in rows])
-        cache.batch_select_indices(_sent(of_row, device))
+        cache.batch_select_indices(sent(of_row, device))
         lengths = lengths[of_row]
-    return cache, _sent(lengths, device)
+    return cache, sent(lengths, device)
 
 
 def _filled_cache(lm: LanguageModel, states: Tensor, lengths: Tensor) -> tuple[Any, Tensor]:
     """The same of keys and values that are there already, as `prefix_states` gives them."""
     from transformers import DynamicCache  # late, see loading.py
 
-    states, lengths = states.to(lm.placement.device), _sent(lengths, lm.placement.device)
+    states, lengths = states.to(lm.placement.device), sent(lengths, lm.placement.device)
     cache = DynamicCache(config=body_of(lm.model).config)
     for layer in range(states.shape[2]):
         cache.update(states[:, :, layer, 0].transpose(1, 2), states[:, :, layer, 1].transpose(1, 2), layer)
@@ -336,8 +339,3 @@ def _pad(sequences: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
     for n, sequence in enumerate(sequences):
         ids[n, : len(sequence)] = sequence
     return torch.from_numpy(ids), torch.from_numpy(lengths)
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU, on the device; nobody waits for a GPU to take it."""
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 1024
 
 TOGETHER = 1024
-"""Texts that are tokenized in one call."""
+"""Prompts that are tokenized in one call: one after the other takes longer, all at once more memory."""
 
 NO_SPLIT_IN_4_BITS = "--split and --dtype nf4 do not go together: 4-bit weights cannot be cut."
 
@@ -69,7 +69,7 @@ class LanguageModel:
     def answer_head(self) -> Tensor:
         """The two rows of the output head for Yes and No, float32, shape (2, d_L)."""
         head = self.model.get_output_embeddings().weight
-        return head[list(self.answer_ids)].detach().float()
+        return torch.stack([head[i] for i in self.answer_ids]).detach().float()  # a list of ids would halt a GPU
 
     def token_norm(self) -> float:
         """Mean norm of the token embeddings: the scale that the first layer is used to."""
@@ -84,7 +84,7 @@ class LanguageModel:
         return self.tokenize_all([prompt], soft_tokens, times)[0]
 
     def tokenize_all(
-        self, prompts: Sequence[Prompt], soft_tokens: tuple[str, ...] = (), times: int = 1
+        self, prompts: Iterable[Prompt], soft_tokens: tuple[str, ...] = (), times: int = 1
     ) -> list[TokenRow]:
         """Token ids of prompts, each cut to `max_tokens` from the front of its prefix.
 
@@ -93,12 +93,19 @@ class LanguageModel:
         Raises:
             SellarecError: a suffix does not fit, or a soft token does not occur exactly `times` times.
         """
+        rows: list[TokenRow] = []
+        left = iter(prompts)
+        while together := list(itertools.islice(left, TOGETHER)):
+            rows += (self._checked(row, soft_tokens, times) for row in self._rows(together, soft_tokens))
+        return rows
+
+    def _rows(self, prompts: list[Prompt], soft_tokens: tuple[str, ...]) -> Iterator[TokenRow]:
         pieces = [_split_at(p.suffix, soft_tokens) for p in prompts]
-        ids = self._ids_of({*(p.prefix for p in prompts), *itertools.chain.from_iterable(pieces)})
-        ids |= {t: [self.soft_ids[t]] for t in soft_tokens}
-        suffixes = ([i for piece in of_prompt for i in ids[piece]] for of_prompt in pieces)
-        fitted = (self._fitted(ids[p.prefix], suffix) for p, suffix in zip(prompts, suffixes, strict=True))
-        return [self._checked(row, soft_tokens, times) for row in fitted]
+        plain = (piece for piece in itertools.chain.from_iterable(pieces) if piece not in soft_tokens)
+        ids = self._ids_of({p.prefix for p in prompts}.union(plain))
+        in_suffix = ids | {t: [self.soft_ids[t]] for t in soft_tokens}
+        for prompt, of_prompt in zip(prompts, pieces, strict=True):
+            yield self._fitted(ids[prompt.prefix], [i for piece in of_prompt for i in in_suffix[piece]])
 
     def _fitted(self, prefix: list[int], suffix: list[int]) -> TokenRow:
         start = [self.tokenizer.bos_token_id] if self._adds_bos else []
@@ -132,10 +139,8 @@ class LanguageModel:
         return [at + end - 1 for _, end in found["offset_mapping"]]
 
     def _ids_of(self, texts: Collection[str]) -> dict[str, list[int]]:
-        """Token ids of each text; many at once cost a fifth of one after the other."""
-        listed = sorted(texts)
-        batches = (listed[n : n + TOGETHER] for n in range(0, len(listed), TOGETHER))
-        ids = (i for batch in batches for i in self.tokenizer(batch, add_special_tokens=False)["input_ids"])
+        listed = [text for text in texts if text]
+        ids = self.tokenizer(listed, add_special_tokens=False)["input_ids"] if listed else []
         return {"": []} | dict(zip(listed, ids, strict=True))
 
     @cached_property

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock
+from torch import Tensor
 
 from sellarec.backbone import grouped
 from sellarec.data import sources
@@ -54,6 +55,11 @@ class Placement:
     def cast(self, model: nn.Module) -> nn.Module:
         """The model in the working dtype; one of 4-bit weights was loaded in it."""
         return model if self.nf4 else model.to(self.dtype)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU, on the device; nobody waits for a GPU to take it."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def choose_placement(dtype: str = "auto") -> Placement:

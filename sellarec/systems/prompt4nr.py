@@ -9,6 +9,7 @@ norm of a token embedding, and learn at the adapter's rate.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -37,13 +38,14 @@ class VirtualTokens(nn.Module):
         return {t: v.expand(len(positions), -1, -1) for t, v in ((USER, self.user), (ITEM, self.item))}
 
 
-def tokenize_with_slots(lm: LanguageModel, prompt: Prompt) -> TokenRow:
-    """A prompt with placeholders for the virtual tokens: before the history, cut like any other to what the model
+def tokenize_with_slots(lm: LanguageModel, prompts: Iterable[Prompt]) -> list[TokenRow]:
+    """Prompts with placeholders for the virtual tokens: before the history, cut like any other to what the model
     reads, and before the target."""
     shorter = dataclasses.replace(lm, max_tokens=lm.max_tokens - PER_SLOT)
-    row = shorter.tokenize(Prompt(prompt.prefix, ITEM * PER_SLOT + prompt.suffix), (ITEM,), PER_SLOT)
-    start = len(lm.tokenize(Prompt("", prompt.suffix)).prefix)  # a first token that some families want
-    return TokenRow(row.prefix[:start] + (lm.soft_ids[USER],) * PER_SLOT + row.prefix[start:], row.suffix)
+    rows = shorter.tokenize_all((Prompt(p.prefix, ITEM * PER_SLOT + p.suffix) for p in prompts), (ITEM,), PER_SLOT)
+    start = len(lm.tokenize(Prompt("", "a")).prefix)  # a first token that some families want
+    slots = (lm.soft_ids[USER],) * PER_SLOT
+    return [TokenRow(r.prefix[:start] + slots + r.prefix[start:], r.suffix) for r in rows]
 
 
 def _tokenizer(work: Workspace):
@@ -51,7 +53,7 @@ def _tokenizer(work: Workspace):
 
     def tokenize(lm: LanguageModel, rows: np.ndarray, new_user: np.ndarray) -> list[TokenRow]:
         prompts = (writer.write(r, new) for r, new in zip(rows, new_user, strict=True))
-        return [without_prefix(tokenize_with_slots(lm, prompt)) for prompt in prompts]
+        return [without_prefix(row) for row in tokenize_with_slots(lm, prompts)]
 
     return tokenize
 

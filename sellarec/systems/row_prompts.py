@@ -31,7 +31,7 @@ def prompts_of(
     """
     writer = PromptWriter(work.dataset, work.config.prompt, tokens)
     new_user = np.zeros(len(rows), dtype=bool) if new_user is None else new_user
-    return lm.tokenize_all([writer.write(r, new) for r, new in zip(rows, new_user, strict=True)], tokens)
+    return lm.tokenize_all((writer.write(r, new) for r, new in zip(rows, new_user, strict=True)), tokens)
 
 
 def cut_prompts(

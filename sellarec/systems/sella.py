@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sellarec.backbone.compiled import layers_for
 from sellarec.backbone.engine import log_odds, score_rows
 from sellarec.backbone.language_model import LanguageModel
+from sellarec.backbone.loading import sent
 from sellarec.backbone.token_rows import TokenRow
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.collab.records import item_facts
@@ -156,7 +157,7 @@ class HybridModel(nn.Module):
         self.token_rows = prompts_of(work, lm, rows, soft.tokens, new_user)
         self._kept = prefix_cache_of(work, lm, rows, self._cut) if caches_prefixes(work, lm) else None
         self.lengths = np.array([len(r) for r in self.token_rows])
-        self._inputs = [t.to(lm.placement.device) for t in row_inputs(work, rows, new_user)]
+        self._inputs = row_inputs(work, rows, new_user)
 
     @cached_property
     def _cut(self) -> list[TokenRow]:
@@ -168,7 +169,7 @@ class HybridModel(nn.Module):
             return log_odds(self._lm, [self._cut[i] for i in positions], self.vectors(positions), self._kept)
 
     def vectors(self, positions: np.ndarray) -> dict[str, Tensor]:
-        return self.soft(*(t[positions] for t in self._inputs))
+        return self.soft(*(sent(t[positions], self._lm.placement.device) for t in self._inputs))
 
     def score(self, raw_yes: bool = False, label: str = "scoring", resume: Path | None = None) -> np.ndarray:
         """Log-odds of all rows, shape (n,)."""

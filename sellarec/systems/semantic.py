@@ -17,7 +17,7 @@ def _distil(work: Workspace, run: Run) -> None:
     lm, dataset = work.tuned_model, work.dataset
     natural = work.config.prompt.natural_titles
     items = range(1, dataset.n_items + 1)
-    rows = lm.tokenize_all([Prompt("", item_prompt(dataset, i, natural)) for i in items])
+    rows = lm.tokenize_all(Prompt("", item_prompt(dataset, i, natural)) for i in items)
     raw = embed_rows(lm, rows, label="distilling items", unit="items")
     table = np.vstack([np.zeros(lm.width, dtype=np.float32), standardized(raw)])
     run.save_tensors("semantic", {"semantic": table})
