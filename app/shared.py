@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -151,9 +152,22 @@ def needs(work: Workspace, *names: str) -> None:
         st.stop()
 
 
-def done_systems(work: Workspace) -> list[str]:
-    """Systems of the overall table that are in the store."""
-    return [n for n in TABLES["table3"] if work.is_done(n)]
+def done_systems(work: Workspace, table: str = "table3") -> list[str]:
+    """Systems of a table that are in the store."""
+    return [n for n in TABLES[table] if work.is_done(n)]
+
+
+def shown_systems(work: Workspace, table: str = "table3") -> list[str]:
+    """The same, where a page shows them: it says what is there in another number format, and stops if nothing is."""
+    done = done_systems(work, table)
+    if not done:
+        needs(work, "counting")
+    formats = Counter(work.other_format(find_system(n)) for n in TABLES[table] if n not in done)
+    for dtype in filter(None, formats):
+        st.info(
+            f"Systems that are here in {dtype}, and not shown: {formats[dtype]}. Open the app with --dtype {dtype}."
+        )
+    return done
 
 
 def ask(work: Workspace, question: str, *arguments: object) -> object:

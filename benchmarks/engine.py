@@ -36,12 +36,13 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
 from measuring import Table, processor
+from shaped import shallow
 
 from sellarec.backbone.attention import using_attention
 from sellarec.backbone.compiled import compiled_layers
 from sellarec.backbone.engine import log_odds, score_rows, tokens_at_once
-from sellarec.backbone.language_model import LanguageModel, wrap_language_model
-from sellarec.backbone.loading import attention_on, choose_placement, load_shape, of_layers, sent
+from sellarec.backbone.language_model import LanguageModel
+from sellarec.backbone.loading import sent
 from sellarec.backbone.lora import add_lora
 from sellarec.backbone.prefixes import open_prefix_cache
 from sellarec.backbone.token_rows import TokenRow, plan_batches, share_starts, without_prefix
@@ -50,7 +51,7 @@ from sellarec.collab.fit import fit_collab
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.config import make_config
 from sellarec.data import sources
-from sellarec.errors import nearest
+from sellarec.errors import SellarecError, nearest
 from sellarec.evaluation import UserBootstrap, auc, uauc
 from sellarec.machine import matmul_rate
 from sellarec.prompts import SOFT_TOKENS, PromptWriter
@@ -333,7 +334,7 @@ class Bench:
         print(seen.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=50))
 
     def curve(self) -> None:
-        lm = _shallow(self.options.backbone, self.options.dtype)
+        lm = shallow(self.options.backbone, self.options.dtype)
         data = self.work.dataset
         writer = PromptWriter(data, self.work.config.prompt)
         real = lm.tokenize_all(writer.write(r) for r in range(min(len(data.interactions), 50_000)))
@@ -348,23 +349,13 @@ class Bench:
             self.table.measure("two layers, score", f"{amount:,} rows", work, amount, warm=amount == 1_000)
 
 
-def _shallow(backbone: str, dtype: str) -> LanguageModel:
-    """Two random layers of the backbone's shape with its tokenizer."""
-    from transformers import AutoModelForCausalLM
-
-    config, tokenizer = load_shape(backbone)
-    placement = choose_placement(dtype)
-    attention = attention_on(placement.device.type, config)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(of_layers(config, 2), dtype=placement.dtype, attn_implementation=attention)
-    return wrap_language_model(model.requires_grad_(False).to(placement.device).eval(), tokenizer, placement)
-
-
 def main() -> None:
     options = tyro.cli(Options, prog="sellarec bench", description=__doc__)
     for task in options.tasks:
         if task not in TASKS:
-            sys.exit(f"sellarec bench: task '{task}' is not known. {nearest(task, TASKS)}")
+            raise SellarecError(f"task '{task}' is not known. {nearest(task, TASKS)}")
+    if min(options.rows, options.candidates, options.repeats, options.accumulate, *options.budgets, 1) < 1:
+        raise SellarecError("--rows, --candidates, --repeats, --accumulate and --budgets must be at least 1.")
     work = Workspace(
         make_config(options.profile, options.dataset, backbone=options.backbone, dtype=options.dtype), Path("runs")
     )
@@ -397,4 +388,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SellarecError as error:
+        sys.exit(f"sellarec bench: {error}")

@@ -15,7 +15,8 @@ import torch
 import tyro
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from sellarec.backbone.loading import load_shape
+from sellarec.backbone.language_model import LanguageModel, wrap_language_model
+from sellarec.backbone.loading import attention_on, choose_placement, load_shape, of_layers
 
 SHAPES = {
     "qwen2-7b": {
@@ -36,6 +37,16 @@ SHAPES = {
     },
 }
 """Qwen2-7B's numbers as its configuration publishes them; and one to try the scripts with."""
+
+
+def shallow(backbone: str, dtype: str) -> LanguageModel:
+    """Two random layers of the backbone's shape with its tokenizer."""
+    config, tokenizer = load_shape(backbone)
+    placement = choose_placement(dtype)
+    attention = attention_on(placement.device.type, config)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(of_layers(config, 2), dtype=placement.dtype, attn_implementation=attention)
+    return wrap_language_model(model.requires_grad_(False).to(placement.device).eval(), tokenizer, placement)
 
 
 @dataclass(frozen=True)

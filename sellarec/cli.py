@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import os
@@ -51,6 +52,7 @@ USAGE = """usage: sellarec COMMAND [--help]
   doctor           versions, CPU features, chosen number format, what is fetched and what is missing
   systems          every system: its name here, its name in tables and figures, which tables it is in
   profile NAME     print a profile's settings: {profiles}
+  --version        of this suite and its code, for whoever reports a problem or cites a result
 """
 
 
@@ -69,6 +71,12 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(
+            f"sellarec: {error.strerror}. The run store's .prefixes may be deleted; the same command then goes on."
+        )
     except KeyboardInterrupt:
         sys.exit("\nsellarec: stopped. The same command goes on from the last checkpoint.")
 
@@ -81,9 +89,17 @@ def _dispatch(argv: list[str]) -> None:
         lists = {"sources": sources.SOURCES, "profiles": PROFILES}
         print(USAGE.format(**{k: ", ".join(v) for k, v in lists.items()}))
         return
+    if argv[0] == "--version":
+        return _version_line()
     if argv[0] not in commands:
         raise SellarecError(f"command '{argv[0]}' is not known. {nearest(argv[0], commands)}")
     commands[argv[0]](argv[1:])
+
+
+def _version_line() -> None:
+    from sellarec.runs import code_version
+
+    print(f"sellarec {_version('sellarec')}, code {code_version()}")
 
 
 def _fetch(argv: list[str]) -> None:
@@ -100,7 +116,7 @@ def _fetch(argv: list[str]) -> None:
 
 def _run(argv: list[str]) -> None:
     from sellarec.systems.base import Workspace
-    from sellarec.systems.registry import SYSTEMS, TABLES, find_system
+    from sellarec.systems.registry import SYSTEMS, TABLES
 
     name = argv[0] if argv else ""
     if not name or (name.startswith("-") and not {"-h", "--help"} & set(argv)):
@@ -112,7 +128,9 @@ def _run(argv: list[str]) -> None:
         if options.weights:
             raise SellarecError("--weights is of one system: sellarec run NAME --weights")
         return _run_table(work, options.system, options.seeds)
-    find_system(options.system)
+    if options.system not in SYSTEMS:
+        known = nearest(options.system, [*TABLES, *SYSTEMS])
+        raise SellarecError(f"system or table '{options.system}' is not known. {known}")
     if options.seeds != 1:
         raise SellarecError("--seeds is of a table; of one system, each --seed is a command of its own.")
     run = work.with_weights(options.system) if options.weights else work.run(options.system)
@@ -169,6 +187,8 @@ def _compare(argv: list[str]) -> None:
 
 def _app(argv: list[str]) -> None:
     options = _parse(AppOptions, argv, "sellarec app")
+    if not 1 <= options.port <= 65535:
+        raise SellarecError(f"--port is {options.port}; it must be from 1 to 65535.")
     script = _of_checkout("app/main.py")
     given = as_parameters(options.profile, options.config) | {"runs": str(options.runs.resolve())}
     words = [sys.executable, "-m", "streamlit", "run", str(script)]
@@ -265,6 +285,7 @@ def _doctor(argv: list[str]) -> None:
     from sellarec.backbone.loading import choose_placement, cpu_features
 
     names = ("torch", "transformers", "peft", "accelerate", "plotly", "streamlit", "papermill", "openTSNE")
+    _version_line()
     print(f"python        {platform.python_version()}")
     for name in names:
         print(f"{name:13} {_version(name)}")

@@ -317,16 +317,19 @@ def _gpu() -> list[str]:
 
 
 def code_version() -> str:
-    """The git commit of the source tree, with "+changes" if it is edited; "unknown" outside a checkout."""
+    """The git commit of the source tree, with "+changes" if it is edited; "unknown" without git or a checkout."""
     where = Path(__file__).parent
-    git = ["git", "-C", str(where)]
-    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    if head.returncode:
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(where), *words], capture_output=True, text=True, check=True).stdout
+
+    if not (where.parent / ".git").exists():  # a repository that only happens to hold our installation is not ours
         return "unknown"
-    dirty = subprocess.run(
-        [*git, "status", "--porcelain", "--", str(where)], capture_output=True, text=True, check=False
-    )
-    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+    try:
+        commit, changes = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain", "--", str(where))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.strip() + ("+changes" if changes.strip() else "")
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -124,6 +124,29 @@ def test_runs_in_another_number_format_are_pointed_to(page, store):
     assert not app.exception and f"It is there in {there}: open the app with --dtype {there}" in words(app)
 
 
+def test_systems_in_another_number_format_are_counted_where_others_are_shown(page, store):
+    there = store.base_dtype
+    app = page(work=store.variant({"dtype": {"float32": "bfloat16", "bfloat16": "float32"}[there]}))
+    assert not app.exception and list(app.dataframe[0].value.index) == ["Counting (item + user mean)", "MF"]
+    assert f"Systems that are here in {there}, and not shown: 3. Open the app with --dtype {there}" in words(app)
+
+
+def test_what_is_there_is_shown_without_the_simplest_baseline(page, store, tmp_path):
+    shutil.copytree(store.root, tmp_path / "runs", ignore=shutil.ignore_patterns("counting"))
+    for name in ("overview", "for_you", "disagreements"):
+        app = page(name, runs=tmp_path / "runs")
+        assert not app.exception and "Not in the run store yet" not in words(app)
+        assert app.dataframe or button(app, "Rank")
+
+
+def test_ablations_have_a_table_where_some_are_there(page, store):
+    store.run("no_warm_token")
+    app = page()
+    app.segmented_control(key="table").set_value("table5").run()
+    assert not app.exception
+    assert list(app.dataframe[0].value.index) == ["SeLLa-Rec", "SeLLa-Warm: no warm token"]
+
+
 def test_an_empty_store_is_explained_with_the_command_and_nothing_is_computed(page, tmp_path):
     for name in TITLES:
         app = page(name, runs=tmp_path)
@@ -383,17 +406,3 @@ def test_titles_stand_only_where_text_is_shown_as_text(page, store):
         texts = [e.value for kind in (app.markdown, app.caption, app.subheader, app.title) for e in kind]
         assert not any(title in text for text in texts for title in store.dataset.titles[1:])
         assert not any(m.allow_html for m in app.markdown)
-
-
-def test_the_command_binds_to_localhost_and_passes_the_settings(monkeypatch, tmp_path):
-    from sellarec import cli
-
-    called = []
-    monkeypatch.setattr(cli.os, "execv", lambda program, argv: called.append(argv))
-    cli.main(["app", "--profile", "smoke", "--seed", "3", "--stage3.rows", "5", "--runs", str(tmp_path), "--headless"])
-    argv = called[0]
-    assert argv[argv.index("--server.address") + 1] == "localhost"
-    for asked in ("--browser.gatherUsageStats", "--server.showEmailPrompt"):
-        assert argv[argv.index(asked) + 1] == "false"
-    given = json.loads(argv[-1])
-    assert given["seed"] == 3 and given["changes"] == {"stage3.rows": 5} and given["runs"] == str(tmp_path)

@@ -23,7 +23,6 @@ from sellarec.backbone.token_rows import (
     TokenRow,
     cut_where_they_part,
     plan_batches,
-    share_starts,
     without_prefix,
 )
 from sellarec.errors import SellarecError
@@ -74,26 +73,6 @@ def test_scores_equal_the_plain_forward_of_one_row(lm, rows, soft):
         for n, row in enumerate(rows):
             vectors = {t: v[0] for t, v in soft(np.array([n])).items()}
             assert scores[n] == pytest.approx(plain_log_odds(lm, row, vectors), abs=2e-6)
-
-
-def test_prompts_are_cut_where_they_part():
-    row, other = TokenRow((1, 2), (3, 4, 5)), TokenRow((1,), (2, 3, 9, 9))
-    assert cut_where_they_part(row, other) == TokenRow((1, 2, 3), (4, 5))
-    assert cut_where_they_part(row, row) == TokenRow((1, 2, 3, 4), (5,)), "a suffix is never empty"
-    assert cut_where_they_part(row, TokenRow((), (7,))) == TokenRow((), (1, 2, 3, 4, 5))
-
-
-def test_questions_about_one_user_share_the_words_that_they_begin_with(lm):
-    a, b, c, d, e, f = range(60, 66)
-    token, soft_ids = lm.soft_ids[USER], lm.soft_ids.values()
-    first, second = TokenRow((a, b), (c, d, e, f)), TokenRow((a, b), (c, d, f))
-    alone, bare = TokenRow((e,), (c, d)), TokenRow((), (c, d))
-    assert share_starts([first, alone, second, bare, bare], soft_ids) == [
-        *(TokenRow((a, b, c, d), (e, f)), alone, TokenRow((a, b, c, d), (f,)), bare, bare)
-    ]
-    assert share_starts([second, second], soft_ids) == [TokenRow((a, b, c, d), (f,))] * 2, "a suffix is never empty"
-    soft = TokenRow((a,), (c, token, d))
-    assert share_starts([soft, soft], soft_ids) == [TokenRow((a, c), (token, d))] * 2, "rows have their own vectors"
 
 
 def test_a_catalogue_costs_what_its_questions_do_not_share(lm, monkeypatch):
@@ -283,15 +262,6 @@ def test_distillation_is_the_post_norm_state_of_the_last_token(lm):
             ids = torch.tensor([row.suffix], device=lm.placement.device)
             states = lm.model(ids, output_hidden_states=True).hidden_states[-1][0, -1]
             np.testing.assert_allclose(vector, states.cpu().numpy(), atol=2e-6)
-
-
-def test_batches_hold_every_row_once_within_the_budget(rows):
-    batches = plan_batches(rows, 120)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(rows)))
-    for batch in batches:
-        prefixes = {rows[i].prefix for i in batch}
-        cost = len(prefixes) * max(map(len, prefixes)) + len(batch) * max(len(rows[i].suffix) for i in batch)
-        assert cost <= 120 or len(batch) == 1
 
 
 def test_answers_are_the_exact_continuations(lm, tokenizer):

@@ -63,9 +63,18 @@ def test_the_engine_scores_as_the_plain_way_does(measured):
         assert scored[way]["max_gap"] < 1e-5
 
 
-def test_an_unknown_task_is_refused_with_the_nearest_one(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["bench", "--tasks", "scorin"])
-    with pytest.raises(SystemExit, match=r"task 'scorin' is not known. Did you mean 'scoring'"):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tasks", "scorin"], r"task 'scorin' is not known. Did you mean 'scoring'"),
+        (["--rows", "0"], "--rows, .* must be at least 1"),
+        (["--budgets", "64", "0"], "--budgets must be at least 1"),
+        (["--dataset", "nowhere"], "dataset 'nowhere' is neither a registered name"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(monkeypatch, words, said):
+    monkeypatch.setattr(sys, "argv", ["bench", *words])
+    with pytest.raises(SellarecError, match=said):
         engine.main()
 
 

@@ -1,5 +1,6 @@
 import ast
 import dataclasses
+import errno
 import inspect
 import itertools
 import json
@@ -201,6 +202,43 @@ def test_the_module_runs_as_a_program_and_ctrl_c_is_kind(monkeypatch):
 
     monkeypatch.setattr(cli, "_doctor", interrupted)
     with pytest.raises(SystemExit, match="goes on from the last checkpoint"):
+        cli.main(["doctor"])
+
+
+def test_the_command_binds_to_localhost_and_passes_the_settings(monkeypatch, tmp_path):
+    called = []
+    monkeypatch.setattr(cli.os, "execv", lambda program, argv: called.append(argv))
+    cli.main(["app", "--profile", "smoke", "--seed", "3", "--stage3.rows", "5", "--runs", str(tmp_path), "--headless"])
+    argv = called[0]
+    assert argv[argv.index("--server.address") + 1] == "localhost"
+    for asked in ("--browser.gatherUsageStats", "--server.showEmailPrompt"):
+        assert argv[argv.index(asked) + 1] == "false"
+    given = json.loads(argv[-1])
+    assert given["seed"] == 3 and given["changes"] == {"stage3.rows": 5} and given["runs"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999999"])
+def test_a_port_that_cannot_be_is_refused(port):
+    with pytest.raises(SystemExit, match=f"--port is {port}; it must be from 1 to 65535"):
+        cli.main(["app", "--port", port])
+
+
+def test_the_version_names_the_code_too(capsys):
+    cli.main(["--version"])
+    assert re.fullmatch(r"sellarec \d+\.\d+\.\d+, code \S+\n", capsys.readouterr().out)
+
+
+def test_a_mistyped_table_is_named_among_tables_and_systems():
+    with pytest.raises(SystemExit, match=r"system or table 'tabel3' is not known. Did you mean 'table3'\?"):
+        cli.main(["run", "tabel3"])
+
+
+def test_a_full_disk_is_said_with_what_to_delete(monkeypatch):
+    def full(argv):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "_doctor", full)
+    with pytest.raises(SystemExit, match=r"No space left on device. The run store's .prefixes may be deleted"):
         cli.main(["doctor"])
 
 

@@ -1,6 +1,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,20 @@ def test_a_run_that_goes_on_elsewhere_names_both_machines_and_versions(tmp_path,
     assert said["machine"] == f"{here}, a GPU, then {here}" and said["code"] == "abc, def"
     assert said["versions"]["torch"] == "1.0, then 2.0" and said["versions"]["numpy"] == "1.0"
     assert runs._both("here, then there", "here") == "here, then there, then here"
+
+
+def test_without_git_or_a_checkout_of_its_own_the_code_is_unknown(tmp_path, monkeypatch):
+    assert re.fullmatch(r"unknown|[0-9a-f]{12}(\+changes)?", runs.code_version())
+    package = tmp_path / "lib" / "sellarec"
+    package.mkdir(parents=True)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    with monkeypatch.context() as installed:
+        installed.setattr(runs, "__file__", str(package / "runs.py"))
+        assert runs.code_version() == "unknown", "somebody's repository that holds an installation"
+    (package.parent / ".git").mkdir()
+    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runs.code_version() == "unknown", "no git"
 
 
 def test_a_run_names_what_it_was_computed_with_also_when_it_goes_on_later(tmp_path):

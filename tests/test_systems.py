@@ -1,6 +1,8 @@
 """The systems on the small runs: what they score, and what each stage trains."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,7 @@ from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, uauc
 from sellarec.prompts import PromptWriter
 from sellarec.settings import DataConfig, FitConfig, PromptConfig
-from sellarec.systems import counting
+from sellarec.systems import counting, registry
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL, find_system
 from sellarec.systems.rows import row_inputs, stage2_rows
@@ -253,6 +255,19 @@ def test_a_validation_part_of_one_class_is_refused_before_training(small_workspa
             find_system(name).fit(work, None)
     with pytest.raises(SellarecError, match="all validation labels are the same"):
         fit_collab(model, data, FitConfig(epochs=1), 0)
+
+
+def test_the_systems_of_the_manual_can_be_set_beside_ours(small_workspace, monkeypatch, capsys):
+    manual = (Path(__file__).resolve().parents[1] / "docs" / "usage.md").read_text().split("## Your own system")[1]
+    code = re.search(r"```python\n(.*?)```", manual, re.DOTALL)[1]
+    monkeypatch.setattr(registry, "SYSTEMS", registry.SYSTEMS.copy())
+    monkeypatch.setattr("sellarec.make_config", lambda profile, dataset: small_workspace.config, raising=False)
+    monkeypatch.setattr("sellarec.Workspace", lambda config: small_workspace, raising=False)
+    exec(code, {})
+    assert "Popularity" in capsys.readouterr().out
+    rows, likes = small_workspace.part("test"), small_workspace.dataset.training_totals("item")[:, 1]
+    expected = auc(rows["label"], likes[rows["item"]])
+    assert small_workspace.run("popular").metrics["test"]["all"]["auc"] == pytest.approx(expected)
 
 
 def test_unknown_systems_get_the_nearest_name():

@@ -3,12 +3,11 @@
 from urllib.parse import urlencode
 
 import streamlit as st
-from shared import CHOSEN, centred_log_odds, current_work, done_systems, label_of, needs, scored_rows
+from shared import CHOSEN, centred_log_odds, current_work, label_of, scored_rows, shown_systems
 
 work = current_work()
 st.title("Disagreements")
-needs(work, "counting")
-systems = done_systems(work)
+systems = shown_systems(work)
 if len(systems) < 2:
     st.info(f"Two systems are needed; the store has one. Compute more with: {work.command('run', 'table3')}")
     st.stop()

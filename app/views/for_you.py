@@ -2,15 +2,14 @@
 
 import pandas as pd
 import streamlit as st
-from shared import current_work, done_systems, label_of, needs, rank
+from shared import current_work, label_of, rank, shown_systems
 
 work = current_work()
 data = work.dataset
 st.title("For you")
-needs(work, "counting")
 TOP = 20
 
-done = done_systems(work)[::-1]
+done = shown_systems(work)[::-1]
 systems = [n for n in done if work.run(n).has_weights]
 if without := [n for n in done if n not in systems]:
     st.info(f"Published without the weights that a ranking needs: {', '.join(label_of(n) for n in without)}.")

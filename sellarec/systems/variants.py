@@ -77,9 +77,9 @@ OURS = (
     _variant("no_records", "no records in the tokens", {"stage3.records": False}),
     _variant("no_facts", "no genres and year in the tokens", {"stage3.facts": False}),
     _variant("no_history", "no liked titles in the prompt", {"prompt.history": 0}),
-    _variant("no_lora", "untuned language model", {"lora.rank": 0}),
+    _variant("no_lora", "no stage 1: untuned language model", {"lora.rank": 0}),
     _variant("no_hold_out", "stage 3's rows in stage 2 too", {"stage2.hold_out": False}),
-    _variant("no_bias", "MF without biases", {"stage2.bias": False}),
+    _variant("no_bias", "over an MF without biases", {"stage2.bias": False}),
     _variant("frozen_semantic", "frozen semantic vectors", {"stage2.frozen_semantic": True}),
 )
 """What the paper leaves open."""
