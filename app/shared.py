@@ -160,13 +160,12 @@ def done_systems(work: Workspace, table: str = "table3") -> list[str]:
 def shown_systems(work: Workspace, table: str = "table3") -> list[str]:
     """The same, where a page shows them: it says what is there in another number format, and stops if nothing is."""
     done = done_systems(work, table)
-    if not done:
-        needs(work, "counting")
     formats = Counter(work.other_format(find_system(n)) for n in TABLES[table] if n not in done)
     for dtype in filter(None, formats):
-        st.info(
-            f"Systems that are here in {dtype}, and not shown: {formats[dtype]}. Open the app with --dtype {dtype}."
-        )
+        more = f"Systems that are here in {dtype}, and not shown: {formats[dtype]}."
+        st.info(f"{more} Open the app with --dtype {dtype}.")
+    if not done:
+        needs(work, "counting")
     return done
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from sellarec.distributed import world
-from sellarec.errors import SellarecError
+from sellarec.errors import SellarecError, disk_is_full
 from sellarec.systems.base import System, Workspace
 from sellarec.systems.registry import TABLES, find_system
 
@@ -58,6 +58,8 @@ def compute(jobs: list[Job]) -> dict[Job, str]:
             job.work.run(job.system.name)
             took[job.system.uses_backbone].append(time.monotonic() - began)
         except Exception as error:
+            if disk_is_full(error):
+                raise  # the next system would find it full too
             if world() > 1:
                 raise  # the other processes wait for this one; the launcher ends them, and the command goes on later
             if not isinstance(error, SellarecError):

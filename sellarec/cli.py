@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import importlib.metadata
 import json
 import os
@@ -19,7 +18,7 @@ from sellarec.config import as_parameters, located, make_config
 from sellarec.data import amazon_book, sources
 from sellarec.data.open import check_name, open_dataset
 from sellarec.distributed import is_main, leave
-from sellarec.errors import SellarecError, nearest
+from sellarec.errors import SellarecError, disk_is_full, nearest
 from sellarec.options import (
     AdoptOptions,
     AppOptions,
@@ -71,11 +70,11 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not disk_is_full(error):
             raise
         sys.exit(
-            f"sellarec: {error.strerror}. The run store's .prefixes may be deleted; the same command then goes on."
+            f"sellarec: the disk is full: {error}. A run store's .prefixes may be deleted; the command then goes on."
         )
     except KeyboardInterrupt:
         sys.exit("\nsellarec: stopped. The same command goes on from the last checkpoint.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -12,6 +13,13 @@ class SellarecError(Exception):
 
 class NotComputed(SellarecError):
     """A run or its weights are not in the store, and nothing may be computed."""
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space; torch, safetensors and numpy each say so in their own way."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(sign in str(error) for sign in ("No space left on device", "Disk quota exceeded", "os error 28"))
 
 
 MOST_NAMES = 40

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from sellarec import cli
 from sellarec.config import as_options, changes_from, make_config, words_of
@@ -233,13 +234,24 @@ def test_a_mistyped_table_is_named_among_tables_and_systems():
         cli.main(["run", "tabel3"])
 
 
-def test_a_full_disk_is_said_with_what_to_delete(monkeypatch):
-    def full(argv):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_ends_a_table_and_says_what_to_delete(planted_table, tmp_path, monkeypatch, error):
+    from sellarec.systems import registry
 
-    monkeypatch.setattr(cli, "_doctor", full)
-    with pytest.raises(SystemExit, match=r"No space left on device. The run store's .prefixes may be deleted"):
-        cli.main(["doctor"])
+    def full(work, run):
+        raise error
+
+    monkeypatch.setitem(registry.SYSTEMS, "din", dataclasses.replace(registry.SYSTEMS["din"], fit=full))
+    monkeypatch.setitem(registry.TABLES, "table3", ("din", "counting"))
+    with pytest.raises(SystemExit, match=r"the disk is full.*No space left on device.*\.prefixes may be deleted"):
+        cli.main(["run", "table3", "--profile", "smoke", "--dataset", str(planted_table), "--runs", str(tmp_path)])
+    assert not list(tmp_path.rglob("counting")), "it would have found the disk full too"
 
 
 def test_a_table_is_one_command_and_a_failed_system_leaves_the_others(planted_table, tmp_path, capsys, monkeypatch):

@@ -240,18 +240,42 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_validated_or_saved(p
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_validation_that_takes_longer_than_saves_are_apart_is_saved_at_once(problem, tmp_path, monkeypatch):
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_validation_that_takes_longer_than_saves_are_apart_is_saved_at_once(problem, tmp_path, monkeypatch, together):
     clock, saved = [0.0], []
+    monkeypatch.setattr(training, "ASKED_TOGETHER", {"cpu": together})
     monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
     keep = training._save_checkpoint
     monkeypatch.setattr(training, "_save_checkpoint", lambda *a: saved.append(clock[0]) or keep(*a))
 
-    def say(model, _):
-        clock[0] += 100.0
-        return model(np.arange(64)).detach().numpy()
+    class Slow(Linear):
+        def forward(self, positions):
+            clock[0] += 1.0 if self.training else 100.0
+            return super().forward(positions)
 
-    run(problem, tmp_path, replace(CONFIG, checkpoint_seconds=60.0), say=say)
-    assert saved == [100.0, 200.0, 300.0, 400.0], "steps take no time here"
+    run(problem, tmp_path, replace(CONFIG, checkpoint_seconds=60.0), Slow(problem[0]))
+    assert saved == [104.0, 208.0, 312.0, 416.0], "four steps, then a validation"
+
+
+@pytest.mark.parametrize("together", [3, 5])
+def test_a_run_that_asks_seldom_is_saved_with_all_losses_and_goes_on(problem, tmp_path, monkeypatch, together):
+    monkeypatch.setattr(training, "ASKED_TOGETHER", {"cpu": together})
+    whole, _, log = run(problem, tmp_path / "whole")
+    keep, saves = training._save_checkpoint, []
+
+    def die_after_the_third(*arguments):
+        keep(*arguments)
+        saves.append(arguments)
+        if len(saves) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_save_checkpoint", die_after_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            run(problem, tmp_path / "killed")
+    resumed, _, log_again = run(problem, tmp_path / "killed")
+    assert log_again == log and all(e.get("loss", 0) is not None for e in log)
+    assert torch.equal(trainable_state(whole)["layer.weight"], trainable_state(resumed)["layer.weight"])
 
 
 def test_validation_scores_that_are_not_finite_stop_with_advice(tmp_path):
