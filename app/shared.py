@@ -40,8 +40,8 @@ KEYS = {Workspace: lambda work: f"{work.root} {work.config} {work.dataset.hash}"
 
 
 def options() -> dict:
-    """What `sellarec app` was called with: dataset, backbone, profile, seed, changes, runs."""
-    unnamed = as_parameters("quick", make_config()) | {"runs": "runs"}
+    """What `sellarec app` was called with: dataset and whether it was named, backbone, profile, seed, changes, runs."""
+    unnamed = as_parameters("quick", make_config()) | {"runs": "runs", "named": False}
     return unnamed | (json.loads(sys.argv[1]) if len(sys.argv) > 1 else {})
 
 
@@ -64,10 +64,10 @@ def choose_work() -> Workspace:
 
 @st.cache_data(show_spinner="Opening the run store", ttl=60)
 def _start(root: Path, given: dict) -> dict:
-    """What is chosen at first: what was given; but if that is the default dataset and has no runs, one that has, with
-    a backbone and under a profile of which it has them."""
+    """What is chosen at first: what was given; but if no dataset was named and the default one has no runs, one that
+    has, with a backbone and under a profile of which it has them."""
     datasets = _names(root, "dataset")
-    if given["dataset"] != make_config().dataset or given["dataset"] in datasets:
+    if given["named"] or given["dataset"] != make_config().dataset or given["dataset"] in datasets:
         return given
     for dataset in datasets:
         backbones = _names(root, "backbone", dataset) or [given["backbone"]]

@@ -189,7 +189,8 @@ def _app(argv: list[str]) -> None:
     if not 1 <= options.port <= 65535:
         raise SellarecError(f"--port is {options.port}; it must be from 1 to 65535.")
     script = _of_checkout("app/main.py")
-    given = as_parameters(options.profile, options.config) | {"runs": str(options.runs.resolve())}
+    named = any(word.split("=")[0] == "--dataset" for word in argv)  # then no other stands in for one without runs
+    given = as_parameters(options.profile, options.config) | {"runs": str(options.runs.resolve()), "named": named}
     words = [sys.executable, "-m", "streamlit", "run", str(script)]
     words += ["--server.address", "localhost", "--server.port", str(options.port), "--server.showEmailPrompt", "false"]
     words += [

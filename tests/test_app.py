@@ -102,15 +102,16 @@ def test_only_systems_with_weights_are_offered_for_a_ranking(page, adopted):
 
 
 def test_a_dataset_that_has_runs_stands_in_for_the_default_one_that_has_none(page, store, tmp_path, monkeypatch):
-    named = {n: dataclasses.replace(store.dataset, name=n) for n in ("ml-100k", "ml-1m", store.config.dataset)}
-    monkeypatch.setattr("sellarec.data.open._open", lambda name, *_: named[name])
+    known = {n: dataclasses.replace(store.dataset, name=n) for n in ("ml-100k", "ml-1m", store.config.dataset)}
+    monkeypatch.setattr("sellarec.data.open._open", lambda name, *_: known[name])
     Workspace(make_config("smoke", "ml-1m"), tmp_path).run("counting")
     unnamed = as_parameters("quick", make_config()) | {"runs": str(tmp_path)}  # as `sellarec app` gives it on
     app = page(given=unnamed)
     assert not app.exception and "Counting" in app.dataframe[0].value.index[0]
     assert "The run store has no runs of ml-100k; these are of ml-1m." in words(app)
     assert [selectbox(app, label).value for label in ("dataset", "profile")] == ["ml-1m", "smoke"]
-    for settings, in_url in ((unnamed, {"dataset": "ml-100k"}), (unnamed | {"dataset": store.config.dataset}, {})):
+    named, other = unnamed | {"named": True}, unnamed | {"dataset": store.config.dataset}
+    for settings, in_url in ((unnamed, {"dataset": "ml-100k"}), (named, {}), (other, {})):
         app = page("disagreements", given=settings, **in_url)  # what is named stays
         assert "Not in the run store yet" in words(app) and "no runs of" not in words(app)
     Workspace(make_config("smoke", "ml-100k"), tmp_path).run("counting")

@@ -216,6 +216,10 @@ def test_the_command_binds_to_localhost_and_passes_the_settings(monkeypatch, tmp
         assert argv[argv.index(asked) + 1] == "false"
     given = json.loads(argv[-1])
     assert given["seed"] == 3 and given["changes"] == {"stage3.rows": 5} and given["runs"] == str(tmp_path)
+    assert not given["named"]
+    for words in (["--dataset", "ml-100k"], ["--dataset=ml-100k"]):
+        cli.main(["app", *words])
+        assert json.loads(called[-1][-1])["named"]
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "99999999"])
