@@ -282,6 +282,7 @@ STUDIED = (
     ("quick", {"sasrec.weight_decay": 1e-4}),
     ("quick-paper", {}),
     *(("quick-paper", {"mlp.start": start}) for start in (1, 2)),
+    ("quick-paper", {f"stage3.{part}learning_rate": 2e-4 for part in ("", "embedding_", "projection_")}),
     ("full", {"stage1.accumulate": 1}),
     ("full", {"stage1.accumulate": 1, **QUICK_STAGE_3}),
 )
