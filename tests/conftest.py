@@ -160,3 +160,16 @@ def small_workspace(planted_table, backbone, tmp_path_factory):
 
     config = make_config("smoke", str(planted_table), backbone=str(backbone), **SMALL)
     return Workspace(config, tmp_path_factory.mktemp("runs"))
+
+
+def words(app):
+    kinds = (app.markdown, app.caption, app.info, app.error, app.warning, app.title, app.subheader, app.code)
+    return "\n".join(str(e.value) for kind in kinds for e in kind)
+
+
+def button(app, label):
+    return next(b for b in app.button if b.label == label)
+
+
+def selectbox(app, label):
+    return next(s for s in app.selectbox if s.label == label)

@@ -17,7 +17,7 @@ from sellarec.analysis import alignment
 from sellarec.config import as_parameters, make_config
 from sellarec.published import adopt, publish
 from sellarec.systems.base import Workspace
-from tests.conftest import SMALL
+from tests.conftest import SMALL, button, selectbox, words
 
 APP = Path(__file__).resolve().parents[1] / "app"
 TITLES = {"overview": "SeLLa-Rec, explored", "user_item": "User and item", "why": "Why", "for_you": "For you"}
@@ -51,11 +51,6 @@ def page(store, monkeypatch):
         return app.run()
 
     return open_page
-
-
-def words(app):
-    kinds = (app.markdown, app.caption, app.info, app.error, app.warning, app.title, app.subheader, app.code)
-    return "\n".join(str(e.value) for kind in kinds for e in kind)
 
 
 @pytest.mark.parametrize(("name", "title"), TITLES.items())
@@ -121,13 +116,10 @@ def test_a_dataset_that_has_runs_stands_in_for_the_default_one_that_has_none(pag
 
 def test_runs_in_another_number_format_are_pointed_to(page, store):
     there = store.base_dtype
-    app = page("why", work=store.variant({"dtype": {"float32": "bfloat16", "bfloat16": "float32"}[there]}))
+    work = store.variant({"dtype": {"float32": "bfloat16", "bfloat16": "float32"}[there]})
+    app = page("why", work=work)
     assert not app.exception and f"It is there in {there}: open the app with --dtype {there}" in words(app)
-
-
-def test_systems_in_another_number_format_are_counted_where_others_are_shown(page, store):
-    there = store.base_dtype
-    app = page(work=store.variant({"dtype": {"float32": "bfloat16", "bfloat16": "float32"}[there]}))
+    app = page(work=work)
     assert not app.exception and list(app.dataframe[0].value.index) == ["Counting (item + user mean)", "MF"]
     assert f"Systems that are here in {there}, and not shown: 3. Open the app with --dtype {there}" in words(app)
 
@@ -142,10 +134,8 @@ def test_what_is_there_is_shown_without_the_simplest_baseline(page, store, tmp_p
 
 def test_ablations_have_a_table_where_some_are_there(page, store):
     store.run("no_warm_token")
-    app = page()
-    app.segmented_control(key="table").set_value("table5").run()
-    assert not app.exception
-    assert list(app.dataframe[0].value.index) == ["SeLLa-Rec", "SeLLa-Warm: no warm token"]
+    app = page().segmented_control(key="table").set_value("table5").run()
+    assert list(app.dataframe[0].value.index) == ["SeLLa-Rec", "SeLLa-Warm: no warm token"] and not app.exception
 
 
 def test_an_empty_store_is_explained_with_the_command_and_nothing_is_computed(page, tmp_path):
@@ -192,14 +182,6 @@ def test_a_random_row_is_one_of_the_scored_ones(page, store):
     app, rows = button(page("user_item"), "Random").click().run(), store.part("test")
     user, item = (int("".join(app.query_params[name])) for name in ("user", "item"))
     assert not app.exception and ((rows["user"] == user) & (rows["item"] == item)).any()
-
-
-def button(app, label):
-    return next(b for b in app.button if b.label == label)
-
-
-def selectbox(app, label):
-    return next(s for s in app.selectbox if s.label == label)
 
 
 def test_a_disputed_row_is_the_one_that_systems_disagree_on_and_the_next_click_shows_another(page, store):
