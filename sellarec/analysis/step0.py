@@ -92,13 +92,17 @@ def _score(work: Workspace, run: Run) -> None:
 STEP0 = System(
     "step0",
     "Step 0",
-    lambda config: {
-        "rows": config.analysis.step0_rows,
-        "scored": config.evaluation,
-        "stage2": config.stage2,
-        "prompt": config.prompt,
-        "vector_norm": config.stage3.vector_norm,
-    },
+    # once, raw logits were compared with log-odds; keys of other runs stay
+    lambda config: (
+        ({"raw_yes": 2} if config.evaluation.raw_yes else {})
+        | {
+            "rows": config.analysis.step0_rows,
+            "scored": config.evaluation,
+            "stage2": config.stage2,
+            "prompt": config.prompt,
+            "vector_norm": config.stage3.vector_norm,
+        }
+    ),
     _score,
     needs=("tallrec", "sella_collab"),
     uses_backbone=True,

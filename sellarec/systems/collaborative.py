@@ -16,7 +16,7 @@ from sellarec.data.dataset import Dataset
 from sellarec.runs import Run
 from sellarec.settings import Config, FitConfig
 from sellarec.systems.base import System, Workspace
-from sellarec.systems.scores import as_probability
+from sellarec.systems.scores import as_probability, scored_by
 from sellarec.systems.weights import save_state, saved_state
 
 
@@ -85,6 +85,6 @@ def collaborative_system(
         return as_probability(output, config.loss)
 
     def keyed(config: Config) -> dict:
-        return {name: settings(config)}
+        return {name: settings(config), **scored_by(settings(config).loss)}
 
     return System(name, label, keyed, fit, score)

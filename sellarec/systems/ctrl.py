@@ -25,7 +25,7 @@ from sellarec.systems.collaborative import with_history
 from sellarec.systems.din import new_din
 from sellarec.systems.row_prompts import prompts_of
 from sellarec.systems.rows import stage1_rows, stage3_rows
-from sellarec.systems.scores import as_probability
+from sellarec.systems.scores import as_probability, scored_by
 from sellarec.systems.semantic import standardized
 from sellarec.systems.weights import save_state, saved_state
 
@@ -73,7 +73,8 @@ def score(work: Workspace, run: Run, rows: np.ndarray) -> np.ndarray:
 
 def _settings(config: Config) -> dict:
     rows = [config.stage1.rows, config.stage3.rows]
-    return {"prompt": config.prompt, "din": config.din, "ctrl": config.ctrl, "rows": rows}
+    settings = {"prompt": config.prompt, "din": config.din, "ctrl": config.ctrl, "rows": rows}
+    return settings | scored_by(config.din.loss)
 
 
 SYSTEM = System("ctrl", "CTRL(DIN)", _settings, fit, score, uses_backbone=True)

@@ -20,7 +20,7 @@ from sellarec.systems.base import System, Workspace
 from sellarec.systems.collaborative import distinct_ids
 from sellarec.systems.mf import new_mf
 from sellarec.systems.rows import stage2_rows
-from sellarec.systems.scores import as_probability
+from sellarec.systems.scores import as_probability, scored_by
 from sellarec.systems.semantic import semantic_embedding
 from sellarec.systems.weights import save_state, saved_state
 
@@ -110,7 +110,7 @@ def _prefixed(run: Run, file: str, prefix: str) -> dict[str, Tensor]:
 
 def _stage2_settings(config: Config) -> dict:
     held_out = (config.stage1.rows, config.stage3.rows) if config.stage2.hold_out else None
-    return {"stage2": config.stage2, "held_out": held_out}
+    return {"stage2": config.stage2, "held_out": held_out, **scored_by(config.stage2.loss)}
 
 
 SYSTEM = System(
