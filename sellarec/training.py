@@ -6,6 +6,7 @@ import hashlib
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,9 @@ from sellarec.settings import TrainConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+# A first step that is left out, see `scales_loss`, is no step for torch; the rate goes by those of the schedule.
+warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
 
 Log = Callable[[dict], None]
 
@@ -73,6 +77,7 @@ def train(
     lengths: np.ndarray | None = None,
     rates: Mapping[str, float] = MappingProxyType({}),
     log: Log = lambda entry: None,
+    scales_loss: bool = False,
     label: str = "training",
 ) -> float:
     """Train the model's trainable parameters and leave the best ones in it.
@@ -87,6 +92,8 @@ def train(
         rates: Peaks of parameters whose names begin so, where they are not `config.learning_rate`.
         folder: Checkpoints and best weights live here, and stay when training is done: a second call then returns at
             once with the same result. The caller removes the folder when it has saved what it needs.
+        scales_loss: Scale the loss up before the backward pass, as gradients in float16 need it. A step whose gradients
+            are too large then is left out, and the scale halved.
         log: Called when training is done, with one dict per step and per evaluation.
 
     Returns:
@@ -105,7 +112,8 @@ def train(
     optimizer, rate = _optimizer(model, config, rates, steps)
     shared, optimizer = accelerator.prepare(model, optimizer)
     position = _Position(plan=hashlib.sha256(b"".join(np.asarray(row_ids)[b].tobytes() for b in schedule)).hexdigest())
-    accelerator.register_for_checkpointing(rate, position)
+    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=scales_loss)
+    accelerator.register_for_checkpointing(rate, position, *([scaler] if scales_loss else []))
     if _resume(accelerator, position, checkpoint) and position.step < steps:
         print(f"{label}: going on from step {position.step} of {steps}", flush=True)
     target = torch.from_numpy(np.asarray(labels, dtype=np.float32))
@@ -117,9 +125,11 @@ def train(
         while position.step < steps:
             batch = schedule[position.step]
             model.train()
-            loss = _backward(accelerator, shared, target, batch, config.accumulate)
+            loss = _backward(accelerator, shared, target, batch, config.accumulate, scaler)
+            scaler.unscale_(optimizer)
             accelerator.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad()
             rate.step()
             position.step += 1
@@ -191,7 +201,14 @@ def _resume(accelerator: Accelerator, position: _Position, checkpoint: Path) -> 
     return True
 
 
-def _backward(accelerator: Accelerator, model: nn.Module, target: Tensor, batch: np.ndarray, accumulate: int) -> Tensor:
+def _backward(
+    accelerator: Accelerator,
+    model: nn.Module,
+    target: Tensor,
+    batch: np.ndarray,
+    accumulate: int,
+    scaler: torch.amp.GradScaler,
+) -> Tensor:
     """Leave the gradients of a batch's mean loss, taken in parts and shared among processes; this process's loss."""
     loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     for part in np.array_split(batch, min(max(1, accumulate // world()), len(batch))):
@@ -201,7 +218,7 @@ def _backward(accelerator: Accelerator, model: nn.Module, target: Tensor, batch:
         losses = binary_cross_entropy_with_logits(model(rows), wanted, reduction="none")
         part_loss = losses[: len(mine)].sum() / len(batch)
         # accelerate divides by the number of parts, and gradients are averaged over processes
-        accelerator.backward(part_loss * accumulate * world())
+        accelerator.backward(scaler.scale(part_loss * accumulate * world()))
         loss += part_loss.detach()
     return loss
 

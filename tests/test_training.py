@@ -28,6 +28,20 @@ class Linear(nn.Module):
         return self.layer(nn.functional.dropout(self.x[positions], 0.2, self.training))[:, 0]
 
 
+class InFloat16(Linear):
+    """Gradients are held in float16 on their way, so many times as large as they arrive."""
+
+    def __init__(self, x, factor):
+        super().__init__(x)
+        self.factor = factor
+
+    def forward(self, positions):
+        odds = super().forward(positions)
+        if odds.requires_grad:
+            odds.register_hook(lambda gradient: (gradient * self.factor).half().float() / self.factor)
+        return odds
+
+
 @pytest.fixture
 def problem():
     random = np.random.default_rng(0)
@@ -38,11 +52,12 @@ def problem():
 CONFIG = TrainConfig(epochs=2, batch=8, learning_rate=0.1, evaluations=4, checkpoint_seconds=0.0)
 
 
-def run(problem, folder, config=CONFIG, model=None, say=None, **options):
-    """Train on all rows and validate on them; `say(model, file)` answers in place of the model."""
+def run(problem, folder, config=CONFIG, model=None, say=None, factor=None, **options):
+    """Train on all rows and validate on them; `say(model, file)` answers in place of the model. With a factor gradients
+    pass through float16."""
     x, y = problem
     torch.manual_seed(5)
-    model = model or Linear(x)
+    model = model or (InFloat16(x, factor) if factor else Linear(x))
     say = say or (lambda model, _: model(np.arange(64)).detach().numpy())
     log = []
     folder.mkdir(exist_ok=True)
@@ -86,9 +101,13 @@ def test_a_last_batch_with_fewer_rows_than_parts_is_no_problem(problem, tmp_path
     assert [e["step"] for e in log if "loss" in e] == [1, 2]
 
 
-@pytest.mark.parametrize("killed_at", [1, 7, 11])
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(problem, tmp_path, monkeypatch, killed_at):
-    whole, best, log = run(problem, tmp_path / "whole")
+@pytest.mark.filterwarnings("ignore:Detected call of")
+@pytest.mark.parametrize(("killed_at", "scales"), [(1, False), (7, False), (7, True), (11, False)])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(problem, tmp_path, monkeypatch, killed_at, scales):
+    def run_it(folder):
+        return run(problem, folder, scales_loss=scales, factor=2**6 if scales else None)
+
+    whole, best, log = run_it(tmp_path / "whole")
     saves = []
     save = training._save_checkpoint
 
@@ -100,8 +119,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(problem, tmp_path, mo
 
     monkeypatch.setattr(training, "_save_checkpoint", save_then_die)
     with pytest.raises(KeyboardInterrupt):
-        run(problem, tmp_path / "killed")
-    resumed, best_again, log_again = run(problem, tmp_path / "killed")
+        run_it(tmp_path / "killed")
+    resumed, best_again, log_again = run_it(tmp_path / "killed")
     assert len(saves) == 16
     assert best_again == best and log_again == log
     for name, value in trainable_state(whole).items():
@@ -342,3 +361,22 @@ def test_rows_of_similar_length_share_a_batch_and_the_batches_come_in_random_ord
     assert padding(sorted_ones) < 0.1 < 0.3 < padding(random_ones)
     means = [lengths[b].mean() for b in sorted_ones]
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5
+
+
+def test_gradients_too_small_for_float16_arrive_if_the_loss_is_scaled(problem, tmp_path):
+    config = replace(CONFIG, weight_decay=0.0)
+    exact, _, _ = run(problem, tmp_path / "exact", config)
+    lost, _, _ = run(problem, tmp_path / "lost", config, factor=2**-24)
+    scaled, _, _ = run(problem, tmp_path / "scaled", config, factor=2**-24, scales_loss=True)
+    torch.manual_seed(5)
+    assert torch.equal(lost.layer.weight, Linear(problem[0]).layer.weight)
+    torch.testing.assert_close(scaled.layer.weight, exact.layer.weight, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_steps_whose_scaled_gradients_are_too_large_are_left_out(problem, tmp_path, monkeypatch):
+    taken, step = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a, **k: taken.append(1) or step(*a, **k))
+    model, best, log = run(problem, tmp_path, factor=2**8, scales_loss=True)
+    assert 8 < len(taken) < sum("loss" in e for e in log) == 16
+    assert best > 0.8 and all(p.isfinite().all() for p in model.parameters())

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 WEIGHT_FILES = (".safetensors", ".bin", ".json", ".model", ".txt")
 """Of a local folder, the files that decide what a model answers: weights, configuration, tokenizer."""
@@ -51,6 +51,11 @@ class Placement:
     @property
     def number_format(self) -> str:
         return NF4 if self.nf4 else str(self.dtype).removeprefix("torch.")
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether gradients would be too small for the number format, and the loss is scaled up for them."""
+        return self.dtype == torch.float16
 
     def cast(self, model: nn.Module) -> nn.Module:
         """The model in the working dtype; one of 4-bit weights was loaded in it."""
@@ -78,7 +83,9 @@ def choose_placement(dtype: str = "auto") -> Placement:
     if dtype != "auto":
         return Placement(device, DTYPES[dtype], f"{dtype} on {device.type}, as asked")
     if device.type == "cuda":
-        return Placement(device, torch.bfloat16, "bfloat16 on cuda: a GPU is there")
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Placement(device, torch.bfloat16, "bfloat16 on cuda: a GPU is there")
+        return Placement(device, torch.float16, "float16 on cuda: this GPU has no bfloat16 instructions")
     for feature, there in cpu_features().items():
         if there:
             return Placement(device, torch.bfloat16, f"bfloat16 on cpu: it has {feature}")

@@ -249,6 +249,7 @@ def train_tokens(
         lengths=model.lengths,
         rates=rates,
         log=lambda entry: run.append_log({"phase": phase, **entry}),
+        scales_loss=lm.placement.scales_loss,
         label=label,
     )
 

@@ -111,6 +111,7 @@ def tune_adapter(
         run.scratch(scratch),
         lengths=model.lengths,
         log=run.append_log,
+        scales_loss=lm.placement.scales_loss,
         label=label,
     )
     save_lora(lm, run.folder / "adapter")
