@@ -4,7 +4,8 @@
 
 The run was scored with the engine: working number format, packed batches, cached prefixes. The plain pass is `plain.py`
 in float32: padded batches, the whole prompt, logits of the whole vocabulary. Which weights were trained is not asked;
-both read the same. The last line is one JSON document.
+both read the same, and so does the engine in each number format that `--formats` names. The last line is one JSON
+document.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
 
+from sellarec.backbone.engine import score_rows
 from sellarec.backbone.language_model import LanguageModel, open_language_model
 from sellarec.backbone.lora import merge_lora
 from sellarec.backbone.token_rows import TokenRow
-from sellarec.config import make_config
+from sellarec.cli import parse
 from sellarec.data.dataset import sample_users
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, uauc
+from sellarec.options import Configured
 from sellarec.progress import Progress
 from sellarec.runs import code_version
 from sellarec.systems.base import Workspace
@@ -45,37 +47,29 @@ GOAL = 0.0005
 """The metrics may move by so much."""
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(Configured):
     """Score a finished run's test rows again, in float32 and without any of the engine's savings."""
 
-    dataset: str = "ml-100k"
-    """A registered dataset or an own table."""
     system: str = "sella"
-    """zero_shot, tallrec, sella, or a variant of sella; its run must be in the store."""
-    backbone: str = "smollm2-135m"
-    """As for `sellarec run`."""
-    profile: str = "quick"
-    """As for `sellarec run`."""
-    seed: int = 0
-    """As for `sellarec run`."""
-    runs: Path = Path("runs")
-    """The run store."""
+    """zero_shot, tallrec, sella, or a variant of sella; its run must be in the store, with weights."""
+    formats: tuple[str, ...] = ()
+    """Number formats in which the engine scores the same weights too, such as float16."""
     rows: int | None = None
     """Whole users with about this many test rows; None takes all that were scored."""
     keep: Path | None = None
     """A .npy file for the scores so far; a second call with it goes on from there."""
 
 
-def exact_model(work: Workspace, system: str) -> LanguageModel:
-    """The backbone in float32, with the adapter of the runs except for zero-shot."""
-    lm = open_language_model(work.config.backbone, "float32")
+def model_in(dtype: str, work: Workspace, system: str) -> LanguageModel:
+    """The backbone in a number format, with the adapter of the runs except for zero-shot."""
+    lm = open_language_model(work.config.backbone, dtype)
     if system == "zero_shot" or not work.config.lora.rank:
         return lm
     return merge_lora(lm, work.with_weights("tallrec").weights("adapter"))
 
 
-def exact_rows(
+def rows_of(
     work: Workspace, system: str, lm: LanguageModel, rows: np.ndarray
 ) -> tuple[list[TokenRow], plain.Vectors | None]:
     """The prompts of a system's rows, and what makes their soft tokens."""
@@ -104,8 +98,11 @@ def plain_scores(
     return out
 
 
-def compare(work: Workspace, name: str, rows: int | None = None, keep: Path | None = None) -> dict[str, Any]:
-    """Metrics of a finished run's scores and of a plain float32 pass, and how far their log-odds are apart.
+def compare(
+    work: Workspace, name: str, rows: int | None = None, keep: Path | None = None, formats: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Metrics of a finished run's scores and of a plain float32 pass, and how far their log-odds are apart; the same of
+    the engine in other number formats.
 
     Raises:
         SellarecError: the system is not made of a language model and SeLLa-Rec's tokens, or its run is missing.
@@ -115,28 +112,37 @@ def compare(work: Workspace, name: str, rows: int | None = None, keep: Path | No
         raise SellarecError(f"'{name}' is neither {' nor '.join(TEXT_ONLY)}, nor sella or a variant of it.")
     run, place = work.run(name), work.variant(system.changes)
     part = work.part("test") if rows is None else sample_users(work.part("test"), rows, seed=0)
-    lm = exact_model(place, name)
-    exact = plain_scores(lm, *exact_rows(place, name, lm, part.index.to_numpy()), keep)
+    user, label, chosen = part["user"].to_numpy(), part["label"].to_numpy(), part.index.to_numpy()
+    lm = model_in("float32", place, name)
+    exact = plain_scores(lm, *rows_of(place, name, lm, chosen), keep)
+
+    def told(scores: np.ndarray) -> dict[str, float]:
+        gap = np.abs(scores - exact)
+        of = {"auc": auc(label, scores), "uauc": uauc(user, label, scores)}
+        return of | {"mean_gap": float(gap.mean()), "max_gap": float(gap.max())}
+
     stored = run.scores.set_index("row")["score"].loc[part.index].to_numpy(dtype=np.float64)
-    engine = np.log(stored / (1 - stored))
-    user, label, gap = part["user"].to_numpy(), part["label"].to_numpy(), np.abs(engine - exact)
     found: dict[str, Any] = {"system": name, "run": run.config["key"], "dtype": work.base_dtype, "rows": len(part)}
-    found["engine"] = {"auc": auc(label, engine), "uauc": uauc(user, label, engine)}
-    found["plain"] = {"auc": auc(label, exact), "uauc": uauc(user, label, exact)}
-    return found | {"mean_gap": float(gap.mean()), "max_gap": float(gap.max()), "code": code_version()}
+    found |= {"engine": told(np.log(stored / (1 - stored))), "plain": told(exact)}
+    for dtype in formats:
+        lm = model_in(dtype, place, name)
+        found[f"engine in {dtype}"] = told(score_rows(lm, *rows_of(place, name, lm, chosen), label=dtype))
+    return found | {"code": code_version()}
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    config = make_config(options.profile, options.dataset, backbone=options.backbone, seed=options.seed)
-    work = Workspace(config, options.runs, computes=False)
-    found = compare(work, options.system, options.rows, options.keep)
+    options = parse(Options, sys.argv[1:], "exactness.py")
+    work = Workspace(options.config, options.runs, computes=False)
+    found = compare(work, options.system, options.rows, options.keep, options.formats)
     print(f"{find_system(options.system).label}, {found['rows']:,} rows: the run in {found['dtype']}, plain float32")
-    for metric, value in found["engine"].items():
-        moved = value - found["plain"][metric]
-        verdict = "within" if abs(moved) <= GOAL else "beyond"
-        print(f"  {metric.upper():5} {value:.5f} against {found['plain'][metric]:.5f}: {moved:+.5f}, {verdict} {GOAL}")
-    print(f"  log-odds differ by {found['mean_gap']:.4f} on average, by {found['max_gap']:.4f} at most")
+    for way in (w for w in found if w.startswith("engine")):
+        print(way)
+        for metric in ("auc", "uauc"):
+            moved = found[way][metric] - found["plain"][metric]
+            verdict = f"{moved:+.5f}, {'within' if abs(moved) <= GOAL else 'beyond'} {GOAL}"
+            print(f"  {metric.upper():5} {found[way][metric]:.5f} against {found['plain'][metric]:.5f}: {verdict}")
+        mean, most = found[way]["mean_gap"], found[way]["max_gap"]
+        print(f"  log-odds differ by {mean:.4f} on average, by {most:.4f} at most")
     print(json.dumps(found | {"options": asdict(options)}, default=str))
 
 

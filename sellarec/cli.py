@@ -121,7 +121,7 @@ def _run(argv: list[str]) -> None:
     if not name or (name.startswith("-") and not {"-h", "--help"} & set(argv)):
         valid = ", ".join([*TABLES, *SYSTEMS])
         raise SellarecError(f"name a system or a table first, as in: sellarec run sella. Valid: {valid}.")
-    options = _parse(RunOptions, argv, "sellarec run", system=tyro.MISSING if name.startswith("-") else name)
+    options = parse(RunOptions, argv, "sellarec run", system=tyro.MISSING if name.startswith("-") else name)
     work = Workspace(options.config, options.runs)
     if options.system in TABLES:
         if options.weights:
@@ -166,7 +166,7 @@ def _four(value: float | None) -> str:
 
 
 def _compare(argv: list[str]) -> None:
-    options = _parse(CompareOptions, argv, "sellarec compare", systems=tyro.MISSING)
+    options = parse(CompareOptions, argv, "sellarec compare", systems=tyro.MISSING)
     from sellarec.compare import compare, runs_named
     from sellarec.systems.base import Workspace
     from sellarec.tables import pretty
@@ -185,7 +185,7 @@ def _compare(argv: list[str]) -> None:
 
 
 def _app(argv: list[str]) -> None:
-    options = _parse(AppOptions, argv, "sellarec app")
+    options = parse(AppOptions, argv, "sellarec app")
     if not 1 <= options.port <= 65535:
         raise SellarecError(f"--port is {options.port}; it must be from 1 to 65535.")
     script = _of_checkout("app/main.py")
@@ -216,7 +216,7 @@ def _of_checkout(name: str) -> Path:
 
 
 def _report(argv: list[str]) -> None:
-    options = _parse(ReportOptions, argv, "sellarec report")
+    options = parse(ReportOptions, argv, "sellarec report")
     from sellarec.report.make import make_report
 
     if options.origin:
@@ -225,7 +225,7 @@ def _report(argv: list[str]) -> None:
 
 
 def _publish(argv: list[str]) -> None:
-    options = _parse(PublishOptions, argv, "sellarec publish")
+    options = parse(PublishOptions, argv, "sellarec publish")
     from sellarec.published import publish
     from sellarec.systems.base import Workspace
 
@@ -236,7 +236,7 @@ def _publish(argv: list[str]) -> None:
 
 
 def _adopt(argv: list[str]) -> None:
-    options = _parse(AdoptOptions, argv, "sellarec adopt")
+    options = parse(AdoptOptions, argv, "sellarec adopt")
     from sellarec.published import adopt, other_formats
     from sellarec.systems.base import Workspace
 
@@ -254,7 +254,7 @@ def _adopt(argv: list[str]) -> None:
 
 
 def _plan(argv: list[str]) -> None:
-    options = _parse(PlanOptions, argv, "sellarec plan")
+    options = parse(PlanOptions, argv, "sellarec plan")
     from sellarec import plan
     from sellarec.backbone import prefixes
     from sellarec.machine import describe_machine
@@ -318,7 +318,7 @@ def _profile(argv: list[str]) -> None:
     print(json.dumps(dataclasses.asdict(make_config(options.name, options.dataset)), indent=2))
 
 
-def _parse(command: type, argv: list[str], prog: str, **fixed: Any) -> Any:
+def parse(command: type, argv: list[str], prog: str, **fixed: Any) -> Any:
     """Parse a command whose settings default to the profile and dataset named on the same line."""
     profile, dataset = _option(argv, "profile", "quick"), _option(argv, "dataset", "ml-100k")
     default = command(**fixed, profile=profile, config=make_config(profile, dataset))

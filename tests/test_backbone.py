@@ -362,6 +362,14 @@ def test_a_soft_token_typed_into_a_title_is_refused_not_scattered(lm):
         lm.tokenize(Prompt(f"likes {marker}", f" {USER} {ITEM} {WARM}"), SOFT_TOKENS)
 
 
+@pytest.mark.parametrize(("native", "chosen"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_without_bfloat16_works_in_float16(monkeypatch, native, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    placement = choose_placement()
+    assert placement.dtype == chosen and placement.scales_loss == (not native)
+
+
 def test_unknown_backbones_dtypes_and_targets_say_what_is_valid(llama, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(SellarecError, match=r"cannot be loaded.*smollm2-135m"):

@@ -126,12 +126,13 @@ def test_who_knows_all_rates_reads_training_labels_off_the_counts(small_workspac
 def test_a_run_in_float32_has_the_scores_of_a_plain_pass(small_workspace, system, tmp_path):
     small_workspace.run(system)
     kept = tmp_path / "kept.npy"
-    found = exactness.compare(small_workspace, system, keep=kept)
+    found = exactness.compare(small_workspace, system, keep=kept, formats=("bfloat16", "float16"))
     assert found["rows"] == len(small_workspace.part("test")) == len(np.load(kept))
-    assert found["max_gap"] < 1e-4
+    assert found["engine"]["max_gap"] < 1e-4
+    assert 0 < found["engine in float16"]["mean_gap"] < found["engine in bfloat16"]["mean_gap"] / 4
     assert found["engine"]["auc"] == pytest.approx(found["plain"]["auc"], abs=exactness.GOAL)
     np.save(kept, np.load(kept) + 1)  # what is kept is not computed again
-    assert exactness.compare(small_workspace, system, keep=kept)["mean_gap"] == pytest.approx(1, abs=1e-4)
+    assert exactness.compare(small_workspace, system, keep=kept)["engine"]["mean_gap"] == pytest.approx(1, abs=1e-4)
 
 
 def test_scores_of_other_rows_and_systems_without_a_prompt_are_refused(small_workspace, tmp_path):

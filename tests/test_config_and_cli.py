@@ -158,7 +158,7 @@ def test_a_store_that_is_a_file_is_said_to_be_no_folder(planted_table):
 
 def test_of_a_repeated_profile_the_last_one_holds():
     words = ["mf", "--profile", "smoke", "--profile=full", "--dataset", "ml-100k", "--dataset", "ml-1m"]
-    options = cli._parse(cli.RunOptions, words, "sellarec run", system="mf")
+    options = cli.parse(cli.RunOptions, words, "sellarec run", system="mf")
     assert options.profile == "full" and options.config == make_config("full", "ml-1m")
 
 
@@ -184,7 +184,7 @@ def test_the_documented_ways_back_to_the_paper_work_together(planted_table, llam
     given = [words for words in re.findall(r"`(--[^`]+)`", rows) if words != "--profile full"]
     switches = [word for words in given for word in words.split()]
     named = ["--dataset", str(planted_table), "--backbone", str(llama), "--runs", str(tmp_path)]
-    options = cli._parse(cli.RunOptions, ["sella", *named, *switches], "sellarec run", system="sella")
+    options = cli.parse(cli.RunOptions, ["sella", *named, *switches], "sellarec run", system="sella")
     changed = changes_from("quick", options.config).keys() - {"backbone"}
     assert changed == {w.strip("-").replace("no-", "").replace("-", "_") for w in switches if w[:2] == "--"}
     left = {"prompt.history", "lora.dropout", "stage2.loss"}
@@ -317,7 +317,7 @@ def test_files_named_from_here_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = make_config("smoke", "own.csv", backbone="./model")
     assert (config.dataset, config.backbone) == (str(tmp_path / "own.csv"), str(tmp_path / "model"))
-    parsed = cli._parse(cli.ReportOptions, ["--dataset", "own.csv", "--backbone", "model"], "sellarec report").config
+    parsed = cli.parse(cli.ReportOptions, ["--dataset", "own.csv", "--backbone", "model"], "sellarec report").config
     assert (parsed.dataset, parsed.backbone) == (config.dataset, config.backbone)
     (tmp_path / "ml-1m").mkdir()  # a registered name stays one
     assert make_config("smoke", "ml-1m", backbone="some/hub-id").dataset == "ml-1m"
@@ -337,7 +337,7 @@ def test_a_configuration_is_told_as_options_that_give_it_again(profile, changes)
     config = make_config(profile, "ml-1m", **changes)
     words = words_of(config)
     assert words[words.index("--profile") + 1] == profile and len(words) <= 6 + 2 * len(changes)
-    assert cli._parse(cli.RunOptions, ["sella", *words], "sellarec run", system="sella").config == config
+    assert cli.parse(cli.RunOptions, ["sella", *words], "sellarec run", system="sella").config == config
 
 
 @pytest.mark.parametrize(
