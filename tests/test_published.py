@@ -284,6 +284,7 @@ STUDIED = (
     *(("quick-paper", {"mlp.start": start}) for start in (1, 2)),
     ("quick-paper", {f"stage3.{part}learning_rate": 2e-4 for part in ("", "embedding_", "projection_")}),
     ("full", {"stage1.accumulate": 1}),
+    ("full", {"stage1.accumulate": 1, "stage3.accumulate": 1}),
     ("full", {"stage1.accumulate": 1, **QUICK_STAGE_3}),
 )
 """The settings behind docs/results.md: profiles, and changes to them."""

@@ -284,3 +284,14 @@ def test_uauc_in_the_metrics_counts_users_once(small_workspace):
 def test_the_dataset_of_a_path_that_is_none_is_explained():
     with pytest.raises(SellarecError, match="neither a registered name nor"):
         open_dataset("nowhere.csv")
+
+
+def test_in_float16_the_stages_learn_what_they_learn_in_float32(small_workspace, tmp_path):
+    half = Workspace(change_config(small_workspace.config, {"dtype": "float16"}), tmp_path)
+    for name in ("tallrec", "sella"):
+        run, exact = half.run(name), small_workspace.run(name)
+        assert run.config["settings"]["dtype"] == "float16"
+        losses, wanted = (r.log["loss"].dropna().to_numpy() for r in (run, exact))
+        assert len(losses) == len(wanted) > 3
+        np.testing.assert_allclose(losses, wanted, atol=0.02)
+        np.testing.assert_allclose(run.scores["score"], exact.scores["score"], atol=0.02)
