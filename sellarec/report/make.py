@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sellarec.config import as_parameters
 from sellarec.data import sources
+from sellarec.errors import SellarecError
 from sellarec.report.images import write_images
 from sellarec.report.notebooks import NotebookError, execute_notebook, notebooks_folder
 from sellarec.report.pages import write_pages
 from sellarec.settings import Config
 from sellarec.systems.base import Workspace
-from sellarec.systems.registry import OVERALL
+from sellarec.systems.registry import OVERALL, find_system
 
 EXECUTED = ".executed.json"
 
@@ -42,8 +43,7 @@ def make_report(profile: str, config: Config, runs: Path, reports: Path, *, comp
         print("== without 15_attention.ipynb: what-ifs are told in log-odds, not in raw logits of Yes", flush=True)
         notebooks = [n for n in notebooks if n.stem != "15_attention"]
     if not compute:
-        for name in OVERALL:  # the entry page is made of them
-            work.run(name)
+        _ask_for_all(work, OVERALL)
     left_out = _execute(work, notebooks, folder, parameters)
     shown = [n for n in notebooks if n.stem not in left_out]
     record = {n.name: _fingerprint(n, parameters, work) for n in shown}  # now that all runs are there
@@ -52,6 +52,20 @@ def make_report(profile: str, config: Config, runs: Path, reports: Path, *, comp
     print(write_images(folder), flush=True)
     print(f"Report in {(time.monotonic() - started) / 60:.1f} minutes: {folder / 'index.html'}", flush=True)
     return folder / "index.html"
+
+
+def _ask_for_all(work: Workspace, names: Sequence[str]) -> None:
+    """Name everything that the entry page is made of and the store does not have.
+
+    Raises:
+        SellarecError: something is missing, or cannot be read.
+    """
+    missing = [find_system(name) for name in names if not work.is_done(name)]
+    ways = "".join(f"\n  {system.label}: {work.way_to(system)}" for system in missing)
+    if missing:
+        raise SellarecError(f"The entry page also shows what is not in the run store {work.root}:{ways}")
+    for name in names:
+        work.run(name)
 
 
 def _execute(work: Workspace, notebooks: list[Path], folder: Path, parameters: dict[str, Any]) -> dict[str, str]:
