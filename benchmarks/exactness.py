@@ -65,7 +65,7 @@ def model_in(dtype: str, work: Workspace, system: str) -> LanguageModel:
     """The backbone in a number format, with the adapter of the runs except for zero-shot."""
     lm = open_language_model(work.config.backbone, dtype)
     if system == "zero_shot" or not work.config.lora.rank:
-        return lm
+        return lm.with_model(lm.placement.cast(lm.model))
     return merge_lora(lm, work.with_weights("tallrec").weights("adapter"))
 
 

@@ -167,7 +167,7 @@ def _four(value: float | None) -> str:
 
 def _compare(argv: list[str]) -> None:
     options = parse(CompareOptions, argv, "sellarec compare", systems=tyro.MISSING)
-    from sellarec.compare import compare, runs_named
+    from sellarec.compare import by_seed, compare, grown_apart, runs_named
     from sellarec.systems.base import Workspace
     from sellarec.tables import pretty
 
@@ -182,6 +182,12 @@ def _compare(argv: list[str]) -> None:
     print(pretty(overall).assign(**{"mean probability": overall["probability"].map("{:.3f}".format)}).to_string())
     if len(differences):
         print(f"\n{differences.attrs['of']} minus\n\n{pretty(differences).to_string()}")
+    seeds = by_seed(runs, options.on, options.part)
+    if len(seeds):
+        said = "the same by seed, and 95 % t intervals of their mean: the luck of training, over the same users"
+        print(f"\n{said}\n\n{seeds.to_string()}")
+    for line in grown_apart(work, options.systems, options.seeds):
+        print(f"\n{line}")
 
 
 def _app(argv: list[str]) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t
 
 from sellarec.errors import SellarecError
-from sellarec.evaluation import UserBootstrap, slice_masks
+from sellarec.evaluation import UserBootstrap, auc, slice_masks, uauc
 from sellarec.published import SCORES
 from sellarec.runs import Run, open_run
-from sellarec.systems.base import Workspace
+from sellarec.systems.base import System, Workspace
 from sellarec.systems.registry import SYSTEMS, find_system
 from sellarec.tables import differences
 
@@ -52,10 +53,13 @@ def runs_named(work: Workspace, names: Sequence[str], seeds: int = 1) -> dict[st
 
 def _of_seeds(work: Workspace, name: str, seeds: int) -> list[Run]:
     system = find_system(name)
-    works = [work.variant({"seed": work.config.seed + n}) for n in range(seeds if system.uses_seed else 1)]
-    if not (runs := [w.run(name) for w in works if w.is_done(name)]):
+    if not (runs := [w.run(name) for w in _places(work, system, seeds) if w.is_done(name)]):
         raise SellarecError(f"{system.label} is not in the run store {work.root}. {work.way_to(system)}")
     return runs
+
+
+def _places(work: Workspace, system: System, seeds: int) -> list[Workspace]:
+    return [work.variant({"seed": work.config.seed + n}) for n in range(seeds if system.uses_seed else 1)]
 
 
 def compare(
@@ -98,6 +102,60 @@ def compare(
     pairs = {other: (scores[first], scores[other]) for other in others}
     found = differences(bootstrap, pairs, of=first, minus="each other", who=first) if pairs else pd.DataFrame()
     return overall, found
+
+
+def by_seed(runs: Mapping[str, Sequence[Run]], split: str = "test", part: str = "all") -> pd.DataFrame:
+    """How much better the first is than each other, seed by seed, and the 95 % t interval of the mean over seeds: the
+    luck of training, where `compare` has that of the users. Of a system that draws nothing its one run stands for each.
+
+    Returns:
+        Indexed by the other's label, as people read it: the seeds that both have, and for each metric the differences
+        and the interval. Without those that have fewer than two seeds in common with the first.
+    """
+    (_, first), *others = runs.items()
+    lines = {}
+    for label, of in others:
+        seeds = [run.config["seed"] for run in first if _of_seed(of, run.config["seed"])]
+        if len(seeds) < 2:
+            continue
+        line = {"seeds": ", ".join(map(str, seeds))}
+        for metric in ("auc", "uauc"):
+            gains = np.array([_metric(_of_seed(first, n), metric, split, part) for n in seeds])
+            gains -= [_metric(_of_seed(of, n), metric, split, part) for n in seeds]
+            far = t.ppf(0.975, len(seeds) - 1) * gains.std(ddof=1) / np.sqrt(len(seeds))
+            line[metric.upper()] = "  ".join(f"{gain:+.4f}" for gain in gains)
+            line[f"mean {metric.upper()}"] = (
+                f"{gains.mean():+.4f} [{gains.mean() - far:+.4f}, {gains.mean() + far:+.4f}]"
+            )
+        lines[label] = line
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def _of_seed(runs: Sequence[Run], seed: int) -> Run | None:
+    """The run of a seed, or the only one of a system that draws nothing."""
+    drawn = {run.config["seed"]: run for run in runs}
+    system = SYSTEMS.get(runs[0].config["system"])
+    return runs[0] if system and not system.uses_seed else drawn.get(seed)
+
+
+def _metric(run: Run, metric: str, split: str, part: str) -> float:
+    rows = _rows(run, split)
+    rows = rows[slice_masks(rows)[part]]
+    user, label, score = (rows[c].to_numpy() for c in ("user", "label", "score"))
+    return auc(label, score) if metric == "auc" else uauc(user, label, score)
+
+
+def grown_apart(work: Workspace, names: Sequence[str], seeds: int = 1) -> list[str]:
+    """A sentence for each run that grew from others than those that are in the store now, which were computed again:
+    a difference to these is also one of rounding."""
+    found = []
+    for system in (find_system(name) for name in names if name in SYSTEMS):
+        for place in _places(work, system, seeds):
+            if since := place.computed_since(system.name) if place.is_done(system.name) else []:
+                labels = ", ".join(find_system(need).label for need in since)
+                seed = f", seed {place.config.seed}," if seeds > 1 else ""
+                found.append(f"{system.label}{seed} grew from another run of: {labels}. What is in the store is newer.")
+    return found
 
 
 def _rows(run: Run, split: str) -> pd.DataFrame:

@@ -114,17 +114,21 @@ def difference_table(
         gains: How much better each other one is than this one instead.
 
     Returns:
-        Indexed by the other system's label: for each metric m: `m`, `m_low`, `m_high`, `m_verdict`. `attrs` say what
-        was taken from what (`of`, `minus`) and whom the verdict is about (`who`).
+        Indexed by the other system's label: `system`; for each metric m: `m`, `m_low`, `m_high`, `m_verdict`. `attrs`
+        say what was taken from what (`of`, `minus`), whom the verdict is about (`who`), and as in `overall_table`
+        which systems are no fair baselines.
     """
     score = work.test_scores(system)
-    pairs = {}
-    for name in (n for n in systems if n != system):
+    pairs, names = {}, [n for n in systems if n != system]
+    for name in names:
         other = work.test_scores(name)
         pairs[find_system(name).label] = (other, score) if gains else (score, other)
     label, others = find_system(system).label, "each other system"
     of, minus, who = (others, label, "it") if gains else (label, others, label)
-    return differences(_bootstrap(work), pairs, of=of, minus=minus, who=who)
+    table = differences(_bootstrap(work), pairs, of=of, minus=minus, who=who)
+    table.insert(0, "system", names)
+    table.attrs["not_fair"] = [name for name in names if name in not_fair(work.config)]
+    return table
 
 
 def blend_table(work: Workspace, system: str, systems: Sequence[str]) -> pd.DataFrame:
@@ -261,8 +265,8 @@ def scope(work: Workspace, shown: str = "") -> str:
 
 
 def pretty(table: pd.DataFrame) -> pd.DataFrame:
-    """The overall table as people read it: "0.731 [0.712, 0.750]", without the technical columns; bounds that there are
-    none of are left out, and what is no fair baseline has a †."""
+    """An overall table, or one of differences, as people read it: "0.731 [0.712, 0.750]", without the technical
+    columns; bounds that there are none of are left out, and what is no fair baseline has a †."""
     out = pd.DataFrame(index=marked_labels(table) if "system" in table else table.index.rename(None))
     for metric in ("auc", "uauc"):
         signed = "+.4f" if f"{metric}_verdict" in table else ".4f"
@@ -271,7 +275,7 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
             for v, lo, hi in table[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
         ]
         if f"{metric}_verdict" in table:
-            out[f"{metric.upper()}, {table.attrs['who']} is"] = table[f"{metric}_verdict"]
+            out[f"{metric.upper()}, {table.attrs['who']} is"] = table[f"{metric}_verdict"].to_numpy()
         if f"{metric}_paper" in table:
             paper = table[f"{metric}_paper"].astype(float)
             out[f"{metric.upper()}, paper (7B)"] = ["" if np.isnan(v) else f"{v:.4f}" for v in paper]
@@ -288,7 +292,7 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def marked_labels(table: pd.DataFrame) -> list[str]:
-    """The labels of an overall table, with a † behind those that are no fair baselines."""
+    """The labels of a table of systems, with a † behind those that are no fair baselines."""
     not_fair = table.attrs.get("not_fair", ())
     return [f"{label} †" if name in not_fair else label for label, name in table["system"].items()]
 
@@ -300,15 +304,17 @@ def _with_bounds(value: float, low: float, high: float, form: str) -> str:
 
 
 def export_table(table: pd.DataFrame, name: str, folder: str | Path | None, caption: str = "") -> None:
-    """Write a table as CSV and as LaTeX (booktabs) into the folder's `tables/`; nothing if there is no folder."""
+    """Write a table into the folder's `tables/`: all columns as CSV, and LaTeX (booktabs), in which intervals are as
+    people read them. Nothing if there is no folder."""
     if folder:
         target = Path(folder) / "tables"
         target.mkdir(parents=True, exist_ok=True)
         table.to_csv(target / f"{name}.csv", float_format="%.6f")
-        latex = table.to_latex(
-            float_format="%.4f", escape=True, caption=_for_latex(caption) or None, label=f"tab:{name}"
+        shown = pretty(table) if {"auc_low", "uauc_low"} <= set(table) and "part" not in table else table
+        latex = shown.to_latex(
+            float_format="%.4f", na_rep="", escape=True, caption=_for_latex(caption) or None, label=f"tab:{name}"
         )
-        (target / f"{name}.tex").write_text(latex)
+        (target / f"{name}.tex").write_text(latex.replace("−", "$-$").replace("†", r"$^\dagger$"))
 
 
 def _for_latex(text: str) -> str:

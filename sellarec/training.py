@@ -20,22 +20,23 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sellarec.backbone.loading import sent
+from sellarec.checks import check_finite
 from sellarec.distributed import agreed, is_main, rank, summed, wait, world
 from sellarec.errors import SellarecError
-from sellarec.evaluation import auc, check_finite
+from sellarec.evaluation import auc
 from sellarec.progress import Progress
 from sellarec.settings import TrainConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# A first step that is left out, see `scales_loss`, is no step for torch; the rate goes by those of the schedule.
-warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
-
 Log = Callable[[dict], None]
 
 ADVICE = "lower the learning rate, or compute in float32 (--dtype float32)"
 """For whoever trains what has come to infinite values."""
+
+OTHER_FORMATS = "Compute in bfloat16 or float32 (--dtype)."
+"""For whom float16 is too narrow."""
 
 ASKED_TOGETHER = {"cpu": 1, "cuda": 16}
 """Steps whose losses are asked for together, by device: a GPU halts for each question."""
@@ -93,7 +94,7 @@ def train(
         folder: Checkpoints and best weights live here, and stay when training is done: a second call then returns at
             once with the same result. The caller removes the folder when it has saved what it needs.
         scales_loss: Scale the loss up before the backward pass, as gradients in float16 need it. A step whose gradients
-            are too large then is left out, and the scale halved.
+            are too large then is left out, which its entry of the log says, and the scale halved. A GPU halts for it.
         log: Called when training is done, with one dict per step and per evaluation.
 
     Returns:
@@ -101,7 +102,8 @@ def train(
 
     Raises:
         SellarecError: a loss is not finite; names the step and its rows, on a GPU up to `ASKED_TOGETHER` steps later
-            but before anything is validated or saved. The checkpoint is of other rows or batches.
+            but before anything is validated or saved. No scale lets the gradients be finite. The checkpoint is of other
+            rows or batches.
     """
     schedule = _batches(np.zeros(len(labels)) if lengths is None else np.asarray(lengths), config, seed)
     steps = len(schedule)
@@ -112,6 +114,8 @@ def train(
     optimizer, rate = _optimizer(model, config, rates, steps)
     shared, optimizer = accelerator.prepare(model, optimizer)
     position = _Position(plan=hashlib.sha256(b"".join(np.asarray(row_ids)[b].tobytes() for b in schedule)).hexdigest())
+    if scales_loss:  # to torch a first step that is left out is none; the rate goes by the schedule's
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=scales_loss)
     accelerator.register_for_checkpointing(rate, position, *([scaler] if scales_loss else []))
     if _resume(accelerator, position, checkpoint) and position.step < steps:
@@ -128,17 +132,19 @@ def train(
             loss = _backward(accelerator, shared, target, batch, config.accumulate, scaler)
             scaler.unscale_(optimizer)
             accelerator.clip_grad_norm_(parameters, 1.0)
-            scaler.step(optimizer)
-            scaler.update()
+            taken = _take_step(optimizer, scaler)
             optimizer.zero_grad()
             rate.step()
             position.step += 1
             position.log.append({"step": position.step, "loss": None, "learning_rate": rate.get_last_lr()[0]})
+            position.log[-1] |= {} if taken else {"left_out": True}
             unasked.append((position.log[-1], batch, loss))
             evaluates, ends = position.step in eval_steps, position.step == steps
             asks = evaluates or ends or len(unasked) == ASKED_TOGETHER[accelerator.device.type]
             if asks:
                 _ask(unasked, row_ids, label)
+            if scaler.get_scale() < 1 or (ends and not any(_taken(position.log))):
+                raise SellarecError(f"{label}: gradients in float16 are not finite. {OTHER_FORMATS}")
             if evaluates:
                 model.eval()
                 true, said = validate(folder / f"validation-{position.step}.npy")
@@ -221,6 +227,18 @@ def _backward(
         accelerator.backward(scaler.scale(part_loss * accumulate * world()))
         loss += part_loss.detach()
     return loss
+
+
+def _take_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
+    """Whether the step was taken: not if scaled gradients are too large for their format."""
+    before = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    return scaler.get_scale() >= before
+
+
+def _taken(log: list[dict]) -> list[bool]:
+    return [not entry.get("left_out", False) for entry in log if "loss" in entry]
 
 
 def _ask(losses: list[tuple[dict, np.ndarray, Tensor]], row_ids: np.ndarray, label: str) -> None:

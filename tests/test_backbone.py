@@ -362,12 +362,21 @@ def test_a_soft_token_typed_into_a_title_is_refused_not_scattered(lm):
         lm.tokenize(Prompt(f"likes {marker}", f" {USER} {ITEM} {WARM}"), SOFT_TOKENS)
 
 
-@pytest.mark.parametrize(("native", "chosen"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_a_gpu_without_bfloat16_works_in_float16(monkeypatch, native, chosen):
+def test_numbers_that_do_not_fit_into_float16_are_told_not_scored(llama):
+    lm = open_language_model(str(llama), "float16")
+    lm = lm.with_model(lm.placement.cast(lm.model))
+    lm.embedding.weight.data.fill_(float("inf"))
+    with pytest.raises(SellarecError, match=r"zero-shot: not every value is finite .+ \(--dtype bfloat16 or float32"):
+        score_rows(lm, [TokenRow((5, 6), (7,))], label="zero-shot")
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_that_emulates_bfloat16_is_told_of_float16(monkeypatch, native):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
-    placement = choose_placement()
-    assert placement.dtype == chosen and placement.scales_loss == (not native)
+    assert choose_placement().dtype == torch.bfloat16 and not choose_placement().scales_loss
+    assert ("--dtype float16" in choose_placement().reason) == (not native)
+    assert choose_placement("float16").scales_loss
 
 
 def test_unknown_backbones_dtypes_and_targets_say_what_is_valid(llama, tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ def test_who_knows_all_rates_reads_training_labels_off_the_counts(small_workspac
     assert all(w.startswith("-") for w in found.loc["and the rates of all rows", "weights"].split(", "))
 
 
-@pytest.mark.parametrize("system", ["tallrec", "sella", "no_warm_token"])
+@pytest.mark.parametrize("system", ["zero_shot", "tallrec", "sella", "no_warm_token"])
 def test_a_run_in_float32_has_the_scores_of_a_plain_pass(small_workspace, system, tmp_path):
     small_workspace.run(system)
     kept = tmp_path / "kept.npy"

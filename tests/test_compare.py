@@ -1,5 +1,6 @@
 """Finished runs side by side, from their scores alone."""
 
+import re
 import shutil
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from sellarec import cli
 from sellarec.analysis.step0 import STEP0
-from sellarec.compare import compare, runs_named
+from sellarec.compare import by_seed, compare, runs_named
 from sellarec.config import as_options, make_config
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, uauc
@@ -32,7 +33,10 @@ def test_the_first_is_compared_with_each_other_one(store):
     rows = store.part("test")
     assert overall.loc["MF + biases", "auc"] == pytest.approx(auc(rows["label"], store.test_scores("mf_bias")))
     expected = difference_table(store, "mf_bias", ["counting"])
-    assert found.iloc[0].to_dict() == expected.iloc[0].to_dict() and found.attrs["of"] == "MF + biases"
+    assert (
+        found.iloc[0].to_dict() == expected.drop(columns="system").iloc[0].to_dict()
+        and found.attrs["of"] == "MF + biases"
+    )
 
 
 def test_items_can_be_resampled_too_and_it_says_what_it_rests_on(store):
@@ -143,3 +147,20 @@ def test_the_command_prints_both_tables(store, planted_table, capsys):
     assert "UAUC, MF + biases, mean of seeds 0, 1 is" in out
     with pytest.raises(SystemExit, match="--seeds is 0"):
         cli.main(["compare", "counting", *words, "--seeds", "0"])
+
+
+def test_seeds_are_told_one_by_one_with_the_t_interval_of_their_mean(store):
+    store.run("mf")
+    found = by_seed(runs_named(store, ["mf_bias", "counting", "mf"], seeds=2))
+    assert found.index.tolist() == ["Counting (item + user mean)"]  # MF has one seed
+    gains = [
+        store.variant({"seed": n}).run("mf_bias").metrics["test"]["all"]["auc"]
+        - store.run("counting").metrics["test"]["all"]["auc"]
+        for n in (0, 1)
+    ]
+    line = found.iloc[0]
+    assert line["seeds"] == "0, 1" and line["AUC"] == f"{gains[0]:+.4f}  {gains[1]:+.4f}"
+    far = 12.7062 * abs(gains[0] - gains[1]) / 2  # t with one degree of freedom; two values lie half their distance off
+    mean, low = (float(x) for x in re.findall(r"[+-]\d\.\d+", line["mean AUC"])[:2])
+    assert mean == pytest.approx(sum(gains) / 2, abs=6e-5) and low == pytest.approx(mean - far, abs=2e-4)
+    assert by_seed(runs_named(store, ["mf_bias", "counting"])).empty

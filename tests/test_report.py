@@ -213,7 +213,9 @@ def test_a_report_that_computes_nothing_shows_what_was_published(made, planted_t
     config = make_config("smoke", str(planted_table), **settings)
     publish(Workspace(config, made.parents[1] / "runs", computes=False), tmp_path / "published")
     runs, reports = tmp_path / "runs", tmp_path / "reports"
-    with pytest.raises(SellarecError, match=r"(?s)not in the run store .+ sellarec run counting .+ sellarec run sella "):
+    with pytest.raises(
+        SellarecError, match=r"(?s)not in the run store .+ sellarec run counting .+ sellarec run sella "
+    ):
         make.make_report("smoke", config, runs, reports, compute=False)
     adopt(Workspace(config, runs), tmp_path / "published")
     shutil.rmtree(reports)

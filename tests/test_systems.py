@@ -21,7 +21,7 @@ from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, uauc
 from sellarec.prompts import PromptWriter
 from sellarec.settings import DataConfig, FitConfig, PromptConfig
-from sellarec.systems import counting, registry
+from sellarec.systems import counting, registry, sella, tallrec
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL, find_system
 from sellarec.systems.rows import row_inputs, stage2_rows
@@ -286,8 +286,13 @@ def test_the_dataset_of_a_path_that_is_none_is_explained():
         open_dataset("nowhere.csv")
 
 
-def test_in_float16_the_stages_learn_what_they_learn_in_float32(small_workspace, tmp_path):
-    half = Workspace(change_config(small_workspace.config, {"dtype": "float16"}), tmp_path)
+def test_in_float16_the_stages_learn_what_they_learn_in_float32(small_workspace, tmp_path, monkeypatch):
+    half, scaled = Workspace(change_config(small_workspace.config, {"dtype": "float16"}), tmp_path), []
+    for stage in (tallrec, sella):
+        train = stage.train
+        monkeypatch.setattr(
+            stage, "train", lambda *a, train=train, **k: scaled.append(k["scales_loss"]) or train(*a, **k)
+        )
     for name in ("tallrec", "sella"):
         run, exact = half.run(name), small_workspace.run(name)
         assert run.config["settings"]["dtype"] == "float16"
@@ -295,3 +300,4 @@ def test_in_float16_the_stages_learn_what_they_learn_in_float32(small_workspace,
         assert len(losses) == len(wanted) > 3
         np.testing.assert_allclose(losses, wanted, atol=0.02)
         np.testing.assert_allclose(run.scores["score"], exact.scores["score"], atol=0.02)
+    assert scaled == [True, True]

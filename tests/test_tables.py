@@ -25,7 +25,7 @@ from sellarec.tables import (
 from tests.conftest import SMALL
 
 
-def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, monkeypatch):
+def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, monkeypatch, tmp_path):
     monkeypatch.setattr("sellarec.tables.FEWEST_TO_DECIDE", 1)
     overall = overall_table(small_workspace)
     assert overall["system"].tolist() == list(OVERALL)
@@ -42,6 +42,13 @@ def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, m
     assert figure.layout.title.text.startswith("Each other system minus MF (right of 0: it is better)")
     assert figure.data[0].hovertemplate.startswith("%{y} − MF: ")
     assert difference_figure(differences).data[0].hovertemplate.startswith("SeLLa-Rec − %{y}: ")
+    assert pretty(gains)["AUC, it is"].tolist() == gains["auc_verdict"].tolist()
+    unfair = difference_table(small_workspace, "sella", ["din", "mf"])
+    assert pretty(unfair).index.tolist() == ["DIN †", "MF"] and pretty(unfair).notna().all(axis=None)
+    assert difference_figure(unfair).data[0].y[0] == "DIN †" and "No fair baseline" in str(difference_figure(unfair))
+    export_table(unfair, "t", tmp_path)
+    assert r"DIN $^\dagger$ & " in (tmp_path / "tables" / "t.tex").read_text()
+    assert (tmp_path / "tables" / "t.csv").read_text().startswith("against,system,auc,auc_low,")
     assert "AUC, it is" in pretty(gains) and "AUC, SeLLa-Rec is" in pretty(differences)
     assert pretty(overall.assign(seeds=1)).shape == (len(OVERALL), 2)  # other tests may have run other seeds
     assert "scored on whole users with" in scope(small_workspace) and "32 of" in scope(small_workspace)

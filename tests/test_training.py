@@ -379,4 +379,12 @@ def test_steps_whose_scaled_gradients_are_too_large_are_left_out(problem, tmp_pa
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a, **k: taken.append(1) or step(*a, **k))
     model, best, log = run(problem, tmp_path, factor=2**8, scales_loss=True)
     assert 8 < len(taken) < sum("loss" in e for e in log) == 16
+    assert sum(e.get("left_out", False) for e in log) == 16 - len(taken) and "left_out" not in log[-1]
     assert best > 0.8 and all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_gradients_that_no_scale_makes_finite_stop_with_advice(problem, tmp_path, epochs):
+    with pytest.raises(SellarecError, match=r"gradients in float16 are not finite\. Compute in bfloat16 or float32"):
+        run(problem, tmp_path, replace(CONFIG, epochs=epochs), factor=float("inf"), scales_loss=True)

@@ -23,6 +23,7 @@ from sellarec.backbone.compiled import layers_for
 from sellarec.backbone.language_model import LanguageModel, body_of
 from sellarec.backbone.loading import sent
 from sellarec.backbone.token_rows import TokenRow, plan_batches, share_starts, without_prefix
+from sellarec.checks import check_finite
 from sellarec.distributed import is_main, most, rank, summed, world
 from sellarec.progress import Progress
 
@@ -46,6 +47,9 @@ KEPT_BUDGET = 4
 
 SAVE_SECONDS = 30.0
 """Partial scores are written this often."""
+
+TOO_NARROW = "compute in another number format (--dtype bfloat16 or float32), or, in training, at a lower rate"
+"""For whom a model's numbers do not fit into theirs."""
 
 SoftVectors = Callable[[np.ndarray], dict[str, Tensor]]
 """Positions of rows (B,) → for each soft token its vectors, shape (B, d_L), float32."""
@@ -152,6 +156,9 @@ def score_rows(
 
     Returns:
         Shape (n,), float32, in the order of `rows`.
+
+    Raises:
+        SellarecError: a score is not finite.
     """
     direction = lm.answer_head()[0] if raw_yes else lm.answer_head()[0] - lm.answer_head()[1]
     budget = (token_budget or tokens_at_once(lm.placement.device.type, lm.width)) * (KEPT_BUDGET if kept else 1)
@@ -244,7 +251,9 @@ def _for_all(
     if world() > 1:
         others = np.setdiff1d(np.arange(len(rows)), np.concatenate([*mine, np.array([], dtype=int)]))
         out[others] = 0
-    return summed(out)
+    out = summed(out)
+    check_finite(out, label or "the language model", TOO_NARROW)
+    return out
 
 
 def _save_whole(array: np.ndarray, path: Path) -> None:

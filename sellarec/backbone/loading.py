@@ -54,7 +54,7 @@ class Placement:
 
     @property
     def scales_loss(self) -> bool:
-        """Whether gradients would be too small for the number format, and the loss is scaled up for them."""
+        """Whether small gradients vanish in the number format, so that the loss is scaled up for them."""
         return self.dtype == torch.float16
 
     def cast(self, model: nn.Module) -> nn.Module:
@@ -83,9 +83,9 @@ def choose_placement(dtype: str = "auto") -> Placement:
     if dtype != "auto":
         return Placement(device, DTYPES[dtype], f"{dtype} on {device.type}, as asked")
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Placement(device, torch.bfloat16, "bfloat16 on cuda: a GPU is there")
-        return Placement(device, torch.float16, "float16 on cuda: this GPU has no bfloat16 instructions")
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        emulated = ", which only emulates it: --dtype float16 is faster, where a model's values fit into it"
+        return Placement(device, torch.bfloat16, f"bfloat16 on cuda: a GPU is there{'' if native else emulated}")
     for feature, there in cpu_features().items():
         if there:
             return Placement(device, torch.bfloat16, f"bfloat16 on cpu: it has {feature}")

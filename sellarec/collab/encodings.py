@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sellarec.checks import check_finite
 from sellarec.collab.alignment import contrast, fine_grained_similarity
 from sellarec.collab.din import DIN
 from sellarec.collab.fit import batches
-from sellarec.evaluation import check_finite
 from sellarec.progress import Progress
 from sellarec.settings import CTRLConfig
 

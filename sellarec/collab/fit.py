@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
+from sellarec.checks import check_finite, check_selectable
 from sellarec.data.dataset import Dataset
 from sellarec.distributed import is_main
 from sellarec.errors import SellarecError
-from sellarec.evaluation import auc, check_finite, check_selectable
+from sellarec.evaluation import auc
 from sellarec.progress import Progress
 from sellarec.settings import FitConfig
 

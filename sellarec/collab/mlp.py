@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from sellarec.evaluation import auc, check_finite
+from sellarec.checks import check_finite
+from sellarec.evaluation import auc
 from sellarec.settings import MLPConfig
 
 

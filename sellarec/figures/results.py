@@ -9,6 +9,9 @@ from plotly.subplots import make_subplots
 
 from sellarec.evaluation import FEWEST_USERS
 from sellarec.figures.style import COLOURS, LAYOUT, LEGEND_BELOW, error_bars, titled
+from sellarec.tables import marked_labels
+
+UNFAIR = " † No fair baseline, as MovieLens-1M has shown."
 
 
 def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
@@ -20,12 +23,9 @@ def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
     """
     figure = make_subplots(cols=2, rows=1, shared_yaxes=True, horizontal_spacing=0.06)
     table = table.sort_values("auc", ascending=False, kind="stable")
-    unfair = table["system"].isin(table.attrs.get("not_fair", ()))
-    table.index = [
-        f"<b>{label}</b>" if name == "sella" else f"{label} †" if marked else label
-        for label, name, marked in zip(table.index, table["system"], unfair, strict=True)
-    ]
-    note += " † No fair baseline, as MovieLens-1M has shown." if unfair.any() else ""
+    note += UNFAIR if table.attrs.get("not_fair") else ""
+    marked = zip(marked_labels(table), table["system"], strict=True)
+    table.index = [f"<b>{label}</b>" if name == "sella" else label for label, name in marked]
     labels = list(table.index)[::-1]
     for col, metric in enumerate(("auc", "uauc"), start=1):
         for label, line in table.iterrows():
@@ -66,11 +66,13 @@ def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
     """Paired differences to the other systems with intervals, as `tables.difference_table` gives them."""
     of, minus, who = (table.attrs[k] for k in ("of", "minus", "who"))
     pair = f"{of} − %{{y}}" if who == of else f"%{{y}} − {minus}"
+    labels = marked_labels(table) if "system" in table else list(table.index)
+    note += UNFAIR if table.attrs.get("not_fair") else ""
     figure = make_subplots(cols=2, rows=1, shared_yaxes=True, horizontal_spacing=0.06)
     for col, metric in enumerate(("auc", "uauc"), start=1):
         figure.add_scatter(
             x=table[metric],
-            y=list(table.index),
+            y=labels,
             error_x=error_bars(table, metric),
             mode="markers",
             marker={"size": 10, "color": COLOURS["sella"]},
@@ -82,7 +84,7 @@ def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
         )
         figure.add_vline(x=0, line={"dash": "dot", "color": "#888888"}, row=1, col=col)
         figure.update_xaxes(title_text=f"Δ{metric.upper()}", row=1, col=col)
-    figure.update_yaxes(categoryorder="array", categoryarray=list(table.index)[::-1], automargin=True, dtick=1)
+    figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], automargin=True, dtick=1)
     figure.update_layout(**LAYOUT, height=190 + 30 * len(table))
     return titled(figure, f"{of[0].upper()}{of[1:]} minus {minus} (right of 0: {who} is better)", note)
 

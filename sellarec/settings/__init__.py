@@ -71,7 +71,7 @@ class Config:
     """Seeds sampling, initialisation and batch order."""
     dtype: str = "auto"
     """auto, bfloat16, float32, float16, or nf4: weights in 4 bits (QLoRA; needs bitsandbytes), products as with auto.
-    float16 is for GPUs: as fast as bfloat16 and nearer to float32, but some families of models overflow in it."""
+    float16 is for GPUs: nearer to float32 than bfloat16 is, but some families of models overflow in it."""
     split: bool = False
     """Several processes at one run share the frozen weights (FSDP) instead of each holding all: for a backbone that
     leaves one GPU no room."""

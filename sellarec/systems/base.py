@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sellarec.backbone.language_model import LanguageModel, open_language_model
-from sellarec.backbone.loading import DTYPES, choose_placement, identity
+from sellarec.backbone.loading import choose_placement, identity
 from sellarec.backbone.lora import merge_lora
 from sellarec.config import change_config, words_of
 from sellarec.data.dataset import Dataset, sample_rows, sample_users
@@ -177,7 +177,7 @@ class Workspace:
     def other_format(self, system: System) -> str | None:
         """The number format in which a missing run is in the store: adopted ones may be in another than this machine
         would choose."""
-        others = [d for d in DTYPES if d != self.base_dtype] if system.uses_backbone else []
+        others = [d for d in ("bfloat16", "float32", "float16") if d != self.base_dtype] if system.uses_backbone else []
         return next((d for d in others if self.variant({"dtype": d}).has(system)), None)
 
     def command(self, *words: str) -> str:

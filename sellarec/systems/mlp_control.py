@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sellarec.checks import check_selectable
 from sellarec.collab.mlp import fit_mlp, new_mlp
 from sellarec.collab.records import item_facts
 from sellarec.errors import SellarecError
-from sellarec.evaluation import check_selectable
 from sellarec.runs import Run
 from sellarec.settings import MLP_INPUTS, Config
 from sellarec.systems.base import System, Workspace

@@ -7,9 +7,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from sellarec.checks import check_selectable
 from sellarec.collab.records import training_records
 from sellarec.data.dataset import sample_rows
-from sellarec.evaluation import check_selectable
 from sellarec.systems.base import Workspace
 from sellarec.systems.cold_users import known_users
 
