@@ -187,7 +187,7 @@ def test_the_documented_ways_back_to_the_paper_work_together(planted_table, llam
     options = cli.parse(cli.RunOptions, ["sella", *named, *switches], "sellarec run", system="sella")
     changed = changes_from("quick", options.config).keys() - {"backbone"}
     assert changed == {w.strip("-").replace("no-", "").replace("-", "_") for w in switches if w[:2] == "--"}
-    left = {"prompt.history", "lora.dropout", "stage2.loss"}
+    left = {"prompt.history", "lora.dropout", "stage2.loss", "stage2.standardize"}
     assert changes_from("quick", make_config("quick-paper", str(planted_table))).keys() == changed - left
     assert changes_from("quick-paper", options.config).keys() == {*left, "backbone"}  # all others have the same values
     cli.main(["run", "sella", *named, "--profile", "smoke", *as_options(SMALL), *switches])

@@ -219,6 +219,15 @@ def test_standardized_vectors_have_no_common_direction_and_mean_norm_one():
     assert np.linalg.norm(table, axis=1).mean() == pytest.approx(1, abs=1e-5)
 
 
+def test_semantic_vectors_can_stay_as_the_model_gave_them(small_workspace):
+    raw = small_workspace.variant({"stage2.standardize": False})
+    given, ours = (w.run("semantic").tensors("semantic")["semantic"] for w in (raw, small_workspace))
+    np.testing.assert_allclose(standardized(given[1:]), ours[1:], atol=1e-5)
+    assert np.linalg.norm(given[1:].mean(axis=0)) > 1 and not given[0].any() and not ours[0].any()
+    assert raw.key(find_system("sella")).digest != small_workspace.key(find_system("sella")).digest
+    assert raw.key(find_system("mf_bias")) == small_workspace.key(find_system("mf_bias"))
+
+
 def test_alignment_brings_own_vectors_nearer_than_others(planted_table, llama, tmp_path):
     changes = {**SMALL, "stage2.epochs": 60, "stage2.patience": 60, "stage2.learning_rate": 1e-2}
     work = Workspace(make_config("smoke", str(planted_table), backbone=str(llama), **changes), tmp_path)

@@ -189,6 +189,9 @@ class CollabConfig(FitConfig):
     """InfoNCE temperature (paper tau)."""
     symmetric: bool = True
     """Align in both directions."""
+    standardize: bool = late(True)
+    """Ours: centre the semantic vectors and scale them to a mean norm of 1; without it they stay as the language model
+    gave them, whose last hidden states share one large direction."""
     frozen_semantic: bool = False
     """Leave the semantic vectors as they were distilled, here and in stage 3 (paper: they are trained)."""
     without_contrast: float = late(0.0)

@@ -235,10 +235,9 @@ class Workspace:
 
     def _key_if_valid(self, system: System) -> RunKey | None:
         """A system's key; None if it refuses these settings: to compute it says why."""
-        _ = (
-            self.dataset,
-            self.backbone_identity if system.uses_backbone else None,
-        )  # errors of these are none of its own
+        self.dataset.hash  # noqa: B018  errors of data and backbone are none of the system's own, and are raised here
+        if system.uses_backbone:
+            self.backbone_identity  # noqa: B018
         try:
             return self.key(system)
         except SellarecError:

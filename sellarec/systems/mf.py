@@ -25,7 +25,7 @@ def _unaligned(config: Config) -> CollabConfig:
     """Stage-2 settings without the alignment. What it does not use is reset, so that equal runs stay one."""
     unused = {
         f: CollabConfig.__dataclass_fields__[f].default
-        for f in ("temperature", "symmetric", "hold_out", "frozen_semantic", "without_contrast")
+        for f in ("temperature", "symmetric", "hold_out", "standardize", "frozen_semantic", "without_contrast")
     }
     return dataclasses.replace(config.stage2, bias=True, alignment=0.0, **unused)
 

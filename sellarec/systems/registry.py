@@ -1,4 +1,4 @@
-"""All systems by name. Adding one is a file, a line here, and a name in its table."""
+"""All systems by name. Adding one is a file, a line here, and a name in its table; or an entry point, see `plugins`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from sellarec.systems import (
     variants,
 )
 from sellarec.systems.base import System
+from sellarec.systems.plugins import installed_systems
 
 SYSTEMS: dict[str, System] = {
     s.name: s
@@ -53,6 +54,8 @@ SYSTEMS: dict[str, System] = {
         *variants.OURS,
     )
 }
+INSTALLED = {s.name: s for s in installed_systems(SYSTEMS)}
+SYSTEMS |= INSTALLED
 
 OVERALL = ("counting", "mlp_records", "mf", "mf_bias", "sella_collab", "mlp_control", "zero_shot", "tallrec", "sella")
 """The rows of the overall table, in its order."""
@@ -64,6 +67,7 @@ TABLES = {
         *("sella_collab", "mlp_control"),
         *("zero_shot", "prompt4nr", "tallrec", "tallrec_further", "ctrl", "person_prompt", "collm"),
         *("collm_held_out", "binllm", "sella"),
+        *INSTALLED,
     ),
     "table5": ("sella", *(v.name for v in (*variants.ABLATIONS, *variants.OURS))),
     "checks": ("sella", "binllm_held_out", *(v.name for v in variants.CHECKS)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from sellarec.backbone.engine import embed_rows
 from sellarec.prompts import Prompt, item_prompt
 from sellarec.runs import Run
+from sellarec.settings import Config
 from sellarec.systems.base import System, Workspace
 
 
@@ -19,7 +22,8 @@ def _distil(work: Workspace, run: Run) -> None:
     items = range(1, dataset.n_items + 1)
     rows = lm.tokenize_all(Prompt("", item_prompt(dataset, i, natural)) for i in items)
     raw = embed_rows(lm, rows, label="distilling items", unit="items")
-    table = np.vstack([np.zeros(lm.width, dtype=np.float32), standardized(raw)])
+    vectors = standardized(raw) if work.config.stage2.standardize else raw
+    table = np.vstack([np.zeros(lm.width, dtype=np.float32), vectors])
     run.save_tensors("semantic", {"semantic": table})
 
 
@@ -40,10 +44,15 @@ def semantic_embedding(work: Workspace) -> nn.Embedding:
     return nn.Embedding.from_pretrained(table, freeze=False)
 
 
+def _settings(config: Config) -> dict[str, Any]:
+    own = {"natural_titles": config.prompt.natural_titles}
+    return own if config.stage2.standardize else own | {"standardize": False}  # keys of older runs do not hold it
+
+
 SYSTEM = System(
     "semantic",
     "Item distillation",
-    lambda config: {"natural_titles": config.prompt.natural_titles},
+    _settings,
     _distil,
     needs=("tallrec",),
     uses_backbone=True,
