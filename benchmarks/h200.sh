@@ -5,7 +5,7 @@
 #   benchmarks/h200.sh smoke              the same steps at a size for any machine, to try the script
 # What was done with the same words is not done again. $OUT is where results go, $PYTHON the interpreter that has
 # sellarec installed, $DATASET what it runs on, $BACKBONE the model that is trained, $PARTS in how many parts a batch of
-# its training is taken: 1 for a small one, 8 for one of 7B.
+# its training is taken: 1 for a small one, 8 for one of 7B; $PROFILE full, or full-paper: without our additions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 size=${1:-full}
@@ -18,7 +18,7 @@ python=${PYTHON:-.venv/bin/python}
 dataset=${DATASET:-ml-1m}
 case $size in
 full)
-    profile=full shape=qwen2-7b backbone=${BACKBONE:-smollm2-135m} parts=${PARTS:-1} large_parts=8
+    profile=${PROFILE:-full} shape=qwen2-7b backbone=${BACKBONE:-smollm2-135m} parts=${PARTS:-1} large_parts=8
     bench=(--rows 2048 --candidates 2048 --repeats 3 --budgets 32768 131072)
     few=(--rows 512 --candidates 512 --repeats 2 --budgets 131072)
     tasks=(--compiled --tasks scoring operations ranking stage3 stage1 stage2)

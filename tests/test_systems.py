@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import torch
 from hypothesis import given
@@ -277,6 +278,20 @@ def test_the_systems_of_the_manual_can_be_set_beside_ours(small_workspace, monke
     rows, likes = small_workspace.part("test"), small_workspace.dataset.training_totals("item")[:, 1]
     expected = auc(rows["label"], likes[rows["item"]])
     assert small_workspace.run("popular").metrics["test"]["all"]["auc"] == pytest.approx(expected)
+
+
+def test_the_figure_of_the_manual_can_be_made(small_workspace, monkeypatch):
+    manual = (Path(__file__).resolve().parents[1] / "docs" / "usage.md").read_text().split("## Figures for a talk")[1]
+    code, made = re.search(r"```python\n(.*?)```", manual, re.DOTALL)[1], []
+    for name in ("mf", "counting", "tallrec", "sella"):
+        small_workspace.run(name)
+    monkeypatch.setattr("sellarec.make_config", lambda profile, dataset: small_workspace.config, raising=False)
+    monkeypatch.setattr("sellarec.Workspace", lambda config, computes: small_workspace, raising=False)
+    monkeypatch.setattr(go.Figure, "write_image", lambda figure, path: made.append((figure, path)))
+    exec(code, {})
+    figure, path = made[0]
+    assert path == "slide.pdf" and figure.layout.width == 1280 and figure.layout.title.text is None
+    assert {"<b>SeLLa-Rec</b>", "MF"} <= {y for trace in figure.data for y in trace.y}
 
 
 def test_unknown_systems_get_the_nearest_name():
