@@ -69,6 +69,7 @@ def compare(
 
     Args:
         runs: By label; of several under one label the mean metric is taken, whose interval holds no variance of seeds.
+            A difference takes the seeds that both have, where there are such.
         split: "test", or "valid" for the validation rows that language models' checkpoints were chosen on.
         part: "all", "warm" or "cold".
         items: Resample items as well as users.
@@ -99,7 +100,10 @@ def compare(
         f"{label.mean():.1%} liked"
     )
     first, *others = scores
-    pairs = {other: (scores[first], scores[other]) for other in others}
+    pairs = {}
+    for other in others:
+        seeds = _seeds_of_both(runs[first], runs[other])
+        pairs[other] = (scores[first][_chosen(runs[first], seeds)], scores[other][_chosen(runs[other], seeds)])
     found = differences(bootstrap, pairs, of=first, minus="each other", who=first) if pairs else pd.DataFrame()
     return overall, found
 
@@ -115,8 +119,7 @@ def by_seed(runs: Mapping[str, Sequence[Run]], split: str = "test", part: str = 
     (_, first), *others = runs.items()
     lines = {}
     for label, of in others:
-        seeds = [run.config["seed"] for run in first if _of_seed(of, run.config["seed"])]
-        if len(seeds) < 2:
+        if len(seeds := _seeds_of_both(first, of)) < 2:
             continue
         line = {"seeds": ", ".join(map(str, seeds))}
         for metric in ("auc", "uauc"):
@@ -136,6 +139,15 @@ def _of_seed(runs: Sequence[Run], seed: int) -> Run | None:
     drawn = {run.config["seed"]: run for run in runs}
     system = SYSTEMS.get(runs[0].config["system"])
     return runs[0] if system and not system.uses_seed else drawn.get(seed)
+
+
+def _seeds_of_both(first: Sequence[Run], other: Sequence[Run]) -> list[int]:
+    return [run.config["seed"] for run in first if _of_seed(other, run.config["seed"])]
+
+
+def _chosen(runs: Sequence[Run], seeds: Sequence[int]) -> list[int]:
+    """Which of the runs are of these seeds; all of them if none is, as of a system that draws nothing."""
+    return [n for n, run in enumerate(runs) if run.config["seed"] in seeds] or list(range(len(runs)))
 
 
 def _metric(run: Run, metric: str, split: str, part: str) -> float:

@@ -129,6 +129,7 @@ class CompareOptions(Configured):
     part: Literal["all", "warm", "cold"] = "all"
     """Which of its rows; warm: the training part knows user and item."""
     seeds: int = 1
-    """Of systems, how many seeds from `seed` on; of those in the store, the mean metric is taken."""
+    """Of systems, how many seeds from `seed` on; of those in the store, the mean metric is taken, and the difference of
+    those that both have."""
     items: bool = False
     """Resample items as well as users: would it hold of other items too? Such intervals are wider, rather too wide."""

@@ -149,6 +149,16 @@ def test_the_command_prints_both_tables(store, planted_table, capsys):
         cli.main(["compare", "counting", *words, "--seeds", "0"])
 
 
+def test_a_difference_takes_the_seeds_that_both_have(store):
+    for seed in (1, 2):
+        store.variant({"seed": seed}).run("mf")
+    _, found = compare(runs_named(store, ["mf_bias", "mf", "counting"], seeds=3))
+    first, second = (store.variant({"seed": 1}).run(n).metrics["test"]["all"]["auc"] for n in ("mf_bias", "mf"))
+    assert found["auc"].iloc[0] == pytest.approx(first - second)
+    both = np.mean([store.variant({"seed": n}).run("mf_bias").metrics["test"]["all"]["auc"] for n in (0, 1)])
+    assert found["auc"].iloc[1] == pytest.approx(both - store.run("counting").metrics["test"]["all"]["auc"])
+
+
 def test_seeds_are_told_one_by_one_with_the_t_interval_of_their_mean(store):
     store.run("mf")
     found = by_seed(runs_named(store, ["mf_bias", "counting", "mf"], seeds=2))
