@@ -220,7 +220,8 @@ def test_a_kill_between_the_two_renames_goes_on_from_the_old_checkpoint(problem,
     assert torch.equal(trainable_state(whole)["layer.weight"], trainable_state(resumed)["layer.weight"])
 
 
-def test_accumulated_steps_equal_whole_ones(problem, tmp_path):
+@pytest.mark.parametrize("scales", [False, True])
+def test_accumulated_steps_equal_whole_ones(problem, tmp_path, scales):
     x, _ = problem
 
     class Plain(Linear):
@@ -231,7 +232,7 @@ def test_accumulated_steps_equal_whole_ones(problem, tmp_path):
     first, second = Plain(x), Plain(x)
     second.load_state_dict(first.state_dict())
     run(problem, tmp_path / "a", TrainConfig(batch=16, evaluations=1), first)
-    run(problem, tmp_path / "b", TrainConfig(batch=16, evaluations=1, accumulate=4), second)
+    run(problem, tmp_path / "b", TrainConfig(batch=16, evaluations=1, accumulate=4), second, scales_loss=scales)
     torch.testing.assert_close(first.layer.weight, second.layer.weight, atol=1e-6, rtol=1e-5)
 
 
