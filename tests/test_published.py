@@ -275,6 +275,9 @@ QUICK_STAGE_3 = {
 }
 """What `full` leaves of a stage 3 that runs on a CPU."""
 
+AT_2E_4 = {f"stage3.{part}learning_rate": 2e-4 for part in ("", "embedding_", "projection_")}
+"""The rate of the paper's code."""
+
 STUDIED = (
     ("quick", {}),
     ("quick", {"stage3.embedding_learning_rate": 1e-3, "stage3.projection_learning_rate": 1e-3}),
@@ -282,7 +285,8 @@ STUDIED = (
     ("quick", {"sasrec.weight_decay": 1e-4}),
     ("quick-paper", {}),
     *(("quick-paper", {"mlp.start": start}) for start in (1, 2)),
-    ("quick-paper", {f"stage3.{part}learning_rate": 2e-4 for part in ("", "embedding_", "projection_")}),
+    ("quick-paper", AT_2E_4),
+    ("quick-paper", AT_2E_4 | {"stage3.epochs": 3, "stage3.evaluations": 6}),
     ("full", {"stage1.accumulate": 1}),
     ("full", {"stage1.accumulate": 1, "stage3.accumulate": 1}),
     ("full", {"stage1.accumulate": 1, **QUICK_STAGE_3}),
