@@ -14,7 +14,7 @@ from sellarec.evaluation import UserBootstrap, auc, slice_masks, uauc
 from sellarec.published import SCORES
 from sellarec.runs import Run, open_run
 from sellarec.systems.base import System, Workspace
-from sellarec.systems.registry import SYSTEMS, find_system
+from sellarec.systems.registry import SYSTEMS, find_system, not_fair
 from sellarec.tables import differences
 
 
@@ -42,6 +42,7 @@ def runs_named(work: Workspace, names: Sequence[str], seeds: int = 1) -> dict[st
             of = [run.config["seed"] for run in runs]
             label += f", mean of seeds {', '.join(map(str, of))}" if len(of) > 1 else ""
             label += f", seed {of[0]}" if len(of) == 1 and of[0] != work.config.seed and seeds > 1 else ""
+            label += " †" if name in not_fair(work.config) else ""
         for run in runs:
             if (run.folder / SCORES).exists():
                 raise SellarecError(f"{run.folder} is a published run, without rows: sellarec adopt gives it yours.")
@@ -69,7 +70,7 @@ def compare(
 
     Args:
         runs: By label; of several under one label the mean metric is taken, whose interval holds no variance of seeds.
-            A difference takes the seeds that both have, where there are such.
+            A difference takes the seeds that both have, where there are such, and says so if that leaves some out.
         split: "test", or "valid" for the validation rows that language models' checkpoints were chosen on.
         part: "all", "warm" or "cold".
         items: Resample items as well as users.
@@ -102,8 +103,11 @@ def compare(
     first, *others = scores
     pairs = {}
     for other in others:
-        seeds = _seeds_of_both(runs[first], runs[other])
-        pairs[other] = (scores[first][_chosen(runs[first], seeds)], scores[other][_chosen(runs[other], seeds)])
+        seeds, both = _seeds_of_both(runs[first], runs[other]), (first, other)
+        chosen = [[n for n, run in enumerate(runs[name]) if _is_of(run, seeds)] for name in both]
+        left_out = any(len(taken) < len(runs[name]) for taken, name in zip(chosen, both, strict=True))
+        told = f"{other} (of both: {', '.join(map(str, seeds))})" if left_out else other
+        pairs[told] = tuple(scores[name][taken] for taken, name in zip(chosen, both, strict=True))
     found = differences(bootstrap, pairs, of=first, minus="each other", who=first) if pairs else pd.DataFrame()
     return overall, found
 
@@ -126,28 +130,32 @@ def by_seed(runs: Mapping[str, Sequence[Run]], split: str = "test", part: str = 
             gains = np.array([_metric(_of_seed(first, n), metric, split, part) for n in seeds])
             gains -= [_metric(_of_seed(of, n), metric, split, part) for n in seeds]
             far = t.ppf(0.975, len(seeds) - 1) * gains.std(ddof=1) / np.sqrt(len(seeds))
-            line[metric.upper()] = "  ".join(f"{gain:+.4f}" for gain in gains)
-            line[f"mean {metric.upper()}"] = (
-                f"{gains.mean():+.4f} [{gains.mean() - far:+.4f}, {gains.mean() + far:+.4f}]"
-            )
+            mean, bounds = gains.mean(), f"[{gains.mean() - far:+.4f}, {gains.mean() + far:+.4f}]"
+            line[metric.upper()] = "  ".join(f"{gain:+.4f}" for gain in gains) if mean == mean else "undefined"
+            line[f"mean {metric.upper()}"] = f"{mean:+.4f} {bounds}" if mean == mean else "undefined"
         lines[label] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def _of_seed(runs: Sequence[Run], seed: int) -> Run | None:
-    """The run of a seed, or the only one of a system that draws nothing."""
-    drawn = {run.config["seed"]: run for run in runs}
-    system = SYSTEMS.get(runs[0].config["system"])
-    return runs[0] if system and not system.uses_seed else drawn.get(seed)
+def _draws(run: Run) -> bool:
+    """Whether another seed would give another run."""
+    system = SYSTEMS.get(run.config["system"])
+    return system is None or system.uses_seed
 
 
 def _seeds_of_both(first: Sequence[Run], other: Sequence[Run]) -> list[int]:
-    return [run.config["seed"] for run in first if _of_seed(other, run.config["seed"])]
+    """The seeds that both have, or those of the one if the other draws nothing; none where they share none."""
+    drawn = [{run.config["seed"] for run in runs} for runs in (first, other) if _draws(runs[0])]
+    return sorted(set.intersection(*drawn)) if drawn else []
 
 
-def _chosen(runs: Sequence[Run], seeds: Sequence[int]) -> list[int]:
-    """Which of the runs are of these seeds; all of them if none is, as of a system that draws nothing."""
-    return [n for n, run in enumerate(runs) if run.config["seed"] in seeds] or list(range(len(runs)))
+def _is_of(run: Run, seeds: Sequence[int]) -> bool:
+    """Whether a run is one of these seeds: any is, if there are none or it draws nothing."""
+    return not seeds or not _draws(run) or run.config["seed"] in seeds
+
+
+def _of_seed(runs: Sequence[Run], seed: int) -> Run:
+    return next(run for run in runs if _is_of(run, [seed]))
 
 
 def _metric(run: Run, metric: str, split: str, part: str) -> float:
@@ -157,17 +165,23 @@ def _metric(run: Run, metric: str, split: str, part: str) -> float:
     return auc(label, score) if metric == "auc" else uauc(user, label, score)
 
 
-def grown_apart(work: Workspace, names: Sequence[str], seeds: int = 1) -> list[str]:
-    """A sentence for each run that grew from others than those that are in the store now, which were computed again:
-    a difference to these is also one of rounding."""
+def grown_apart(runs: Mapping[str, Sequence[Run]]) -> list[str]:
+    """A sentence for each run that grew from another computation of a run that it is compared with, which has rounded
+    otherwise: a part of the difference is then of rounding."""
+    every = [(label, run) for label, of in runs.items() for run in of]
+    by_key = {run.config["key"]: (label, run) for label, run in every}
     found = []
-    for system in (find_system(name) for name in names if name in SYSTEMS):
-        for place in _places(work, system, seeds):
-            if since := place.computed_since(system.name) if place.is_done(system.name) else []:
-                labels = ", ".join(find_system(need).label for need in since)
-                seed = f", seed {place.config.seed}," if seeds > 1 else ""
-                found.append(f"{system.label}{seed} grew from another run of: {labels}. What is in the store is newer.")
-    return found
+    for label, run in every:
+        for need, key in run.config["upstream"].items():
+            if key not in by_key:
+                continue
+            beneath, upstream = by_key[key]
+            made = run.config.get("grew_from", {}).get(need)
+            if made and made != upstream.fingerprint:
+                found.append(f"{label} grew from another computation of {beneath}, which has rounded otherwise.")
+            elif not made and upstream.has_weights and not run.has_weights:
+                found.append(f"{beneath} was computed here; the one that {label} grew from may have rounded otherwise.")
+    return list(dict.fromkeys(found))
 
 
 def _rows(run: Run, split: str) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from pandas.io.formats.style import Styler
 from scipy.stats import rankdata
 
 from sellarec.evaluation import FEWEST_TO_DECIDE, FEWEST_USERS, Interval, UserBootstrap
+from sellarec.marks import marked_labels
 from sellarec.profiles import without_additions
 from sellarec.systems.base import Workspace
 from sellarec.systems.registry import OVERALL, TABLES, find_system, not_fair
@@ -291,12 +292,6 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
-def marked_labels(table: pd.DataFrame) -> list[str]:
-    """The labels of a table of systems, with a † behind those that are no fair baselines."""
-    not_fair = table.attrs.get("not_fair", ())
-    return [f"{label} †" if name in not_fair else label for label, name in table["system"].items()]
-
-
 def _with_bounds(value: float, low: float, high: float, form: str) -> str:
     if np.isnan(value):
         return "undefined"
@@ -304,8 +299,8 @@ def _with_bounds(value: float, low: float, high: float, form: str) -> str:
 
 
 def export_table(table: pd.DataFrame, name: str, folder: str | Path | None, caption: str = "") -> None:
-    """Write a table into the folder's `tables/`: all columns as CSV, and LaTeX (booktabs), in which intervals are as
-    people read them. Nothing if there is no folder."""
+    """Write a table into the folder's `tables/`: all columns as CSV, and LaTeX (booktabs), in which tables of systems
+    are as people read them. Nothing if there is no folder."""
     if folder:
         target = Path(folder) / "tables"
         target.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,12 @@ import pytest
 
 from sellarec import cli
 from sellarec.analysis.step0 import STEP0
-from sellarec.compare import by_seed, compare, runs_named
+from sellarec.compare import by_seed, compare, grown_apart, runs_named
 from sellarec.config import as_options, make_config
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, uauc
 from sellarec.published import publish
+from sellarec.runs import Run
 from sellarec.systems.base import Workspace
 from sellarec.tables import difference_table
 from tests.conftest import SMALL
@@ -174,3 +175,23 @@ def test_seeds_are_told_one_by_one_with_the_t_interval_of_their_mean(store):
     mean, low = (float(x) for x in re.findall(r"[+-]\d\.\d+", line["mean AUC"])[:2])
     assert mean == pytest.approx(sum(gains) / 2, abs=6e-5) and low == pytest.approx(mean - far, abs=2e-4)
     assert by_seed(runs_named(store, ["mf_bias", "counting"])).empty
+
+
+def test_whichever_of_two_draws_nothing_the_other_ones_seeds_are_taken(store):
+    pairs = (["mf_bias", "counting"], ["counting", "mf_bias"])
+    there, back = (compare(runs_named(store, names, seeds=2))[1] for names in pairs)
+    assert there["auc"].item() == pytest.approx(-back["auc"].item())
+    assert "seeds" in by_seed(runs_named(store, ["counting", "mf_bias"], seeds=2))
+
+
+def test_a_run_that_grew_from_another_computation_of_what_it_is_compared_with_is_told(small_workspace, tmp_path):
+    for name in ("sella", "tallrec", "counting"):
+        small_workspace.run(name)
+    runs = runs_named(small_workspace, ["sella", "tallrec", "counting"])
+    assert grown_apart(runs) == []
+    copy = tmp_path / "tallrec"
+    shutil.copytree(small_workspace.run("tallrec").folder, copy)
+    with (copy / "log.jsonl").open("a") as log:
+        log.write("{}\n")  # rounded otherwise
+    told = grown_apart(runs | {"TALLRec (stage 1)": [Run(copy)]})
+    assert told == ["SeLLa-Rec grew from another computation of TALLRec (stage 1), which has rounded otherwise."]

@@ -9,9 +9,7 @@ from plotly.subplots import make_subplots
 
 from sellarec.evaluation import FEWEST_USERS
 from sellarec.figures.style import COLOURS, LAYOUT, LEGEND_BELOW, error_bars, titled
-from sellarec.tables import marked_labels
-
-UNFAIR = " † No fair baseline, as MovieLens-1M has shown."
+from sellarec.marks import UNFAIR, marked_labels
 
 
 def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
@@ -23,7 +21,7 @@ def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
     """
     figure = make_subplots(cols=2, rows=1, shared_yaxes=True, horizontal_spacing=0.06)
     table = table.sort_values("auc", ascending=False, kind="stable")
-    note += UNFAIR if table.attrs.get("not_fair") else ""
+    note += f" {UNFAIR}" if table.attrs.get("not_fair") else ""
     marked = zip(marked_labels(table), table["system"], strict=True)
     table.index = [f"<b>{label}</b>" if name == "sella" else label for label, name in marked]
     labels = list(table.index)[::-1]
@@ -67,7 +65,7 @@ def difference_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
     of, minus, who = (table.attrs[k] for k in ("of", "minus", "who"))
     pair = f"{of} − %{{y}}" if who == of else f"%{{y}} − {minus}"
     labels = marked_labels(table) if "system" in table else list(table.index)
-    note += UNFAIR if table.attrs.get("not_fair") else ""
+    note += f" {UNFAIR}" if table.attrs.get("not_fair") else ""
     figure = make_subplots(cols=2, rows=1, shared_yaxes=True, horizontal_spacing=0.06)
     for col, metric in enumerate(("auc", "uauc"), start=1):
         figure.add_scatter(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 
 from sellarec.errors import SellarecError
@@ -11,11 +11,11 @@ from sellarec.systems.base import System
 GROUP = "sellarec.systems"
 
 
-def installed_systems(taken: Collection[str]) -> list[System]:
+def installed_systems(known: Mapping[str, System]) -> list[System]:
     """What the entry points name, each a `System`.
 
     Args:
-        taken: Names that are ours.
+        known: Our systems by name.
 
     Raises:
         SellarecError: one cannot be loaded, is no system, or has a name that is taken.
@@ -31,7 +31,7 @@ def installed_systems(taken: Collection[str]) -> list[System]:
             ) from error
         if not isinstance(system, System):
             raise SellarecError(f"{origin} is no System but a {type(system).__name__}: {GROUP} is for these.")
-        if system.name in {*taken, *(other.name for other in found)}:
+        if known.get(system.name, system) is not system or system.name in {other.name for other in found}:
             raise SellarecError(f"{origin} is called '{system.name}', as another system is. Give it its own name.")
         found.append(system)
     return found
