@@ -106,7 +106,7 @@ def compare(
         seeds, both = _seeds_of_both(runs[first], runs[other]), (first, other)
         chosen = [[n for n, run in enumerate(runs[name]) if _is_of(run, seeds)] for name in both]
         left_out = any(len(taken) < len(runs[name]) for taken, name in zip(chosen, both, strict=True))
-        told = f"{other} (of both: {', '.join(map(str, seeds))})" if left_out else other
+        told = f"{other} (seeds of both: {', '.join(map(str, seeds))})" if left_out else other
         pairs[told] = tuple(scores[name][taken] for taken, name in zip(chosen, both, strict=True))
     found = differences(bootstrap, pairs, of=first, minus="each other", who=first) if pairs else pd.DataFrame()
     return overall, found
