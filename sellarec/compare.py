@@ -130,9 +130,11 @@ def by_seed(runs: Mapping[str, Sequence[Run]], split: str = "test", part: str = 
             gains = np.array([_metric(_of_seed(first, n), metric, split, part) for n in seeds])
             gains -= [_metric(_of_seed(of, n), metric, split, part) for n in seeds]
             far = t.ppf(0.975, len(seeds) - 1) * gains.std(ddof=1) / np.sqrt(len(seeds))
-            mean, bounds = gains.mean(), f"[{gains.mean() - far:+.4f}, {gains.mean() + far:+.4f}]"
-            line[metric.upper()] = "  ".join(f"{gain:+.4f}" for gain in gains) if mean == mean else "undefined"
-            line[f"mean {metric.upper()}"] = f"{mean:+.4f} {bounds}" if mean == mean else "undefined"
+            each, mean = "  ".join(f"{gain:+.4f}" for gain in gains), gains.mean()
+            told = f"{mean:+.4f} [{mean - far:+.4f}, {mean + far:+.4f}]"
+            if not np.isfinite(mean):
+                each = told = "undefined"
+            line |= {metric.upper(): each, f"mean {metric.upper()}": told}
         lines[label] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 
