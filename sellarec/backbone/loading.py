@@ -84,7 +84,7 @@ def choose_placement(dtype: str = "auto") -> Placement:
         return Placement(device, DTYPES[dtype], f"{dtype} on {device.type}, as asked")
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-        emulated = ", which only emulates it: --dtype float16 is faster, where a model's values fit into it"
+        emulated = ", which only emulates it: --dtype float16 may be faster, where a model's values fit into it"
         return Placement(device, torch.bfloat16, f"bfloat16 on cuda: a GPU is there{'' if native else emulated}")
     for feature, there in cpu_features().items():
         if there:
