@@ -60,6 +60,12 @@ def test_every_page_opens_without_an_error(page, name, title):
     assert [t.value for t in app.title] == [title]
 
 
+def test_the_overview_says_how_to_read_it_and_why_a_baseline_is_not_fair(page, store):
+    store.run("din")
+    said = words(page("overview"))
+    assert "UAUC is the mean of each user's" in said and "† DIN is no fair baseline: its history" in said
+
+
 @pytest.fixture
 def adopted(store, tmp_path):
     """The small runs as somebody else has them: without weights."""

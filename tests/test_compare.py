@@ -1,5 +1,6 @@
 """Finished runs side by side, from their scores alone."""
 
+import json
 import re
 import shutil
 
@@ -13,7 +14,7 @@ from sellarec.config import as_options, make_config
 from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, uauc
 from sellarec.published import publish
-from sellarec.runs import Run
+from sellarec.runs import WITHOUT_WEIGHTS, Run
 from sellarec.systems.base import Workspace
 from sellarec.tables import difference_table
 from tests.conftest import SMALL
@@ -34,10 +35,8 @@ def test_the_first_is_compared_with_each_other_one(store):
     rows = store.part("test")
     assert overall.loc["MF + biases", "auc"] == pytest.approx(auc(rows["label"], store.test_scores("mf_bias")))
     expected = difference_table(store, "mf_bias", ["counting"])
-    assert (
-        found.iloc[0].to_dict() == expected.drop(columns="system").iloc[0].to_dict()
-        and found.attrs["of"] == "MF + biases"
-    )
+    assert found.iloc[0].to_dict() == expected.drop(columns="system").iloc[0].to_dict()
+    assert found.attrs["of"] == "MF + biases"
 
 
 def test_items_can_be_resampled_too_and_it_says_what_it_rests_on(store):
@@ -155,7 +154,7 @@ def test_a_difference_takes_the_seeds_that_both_have(store):
         store.variant({"seed": seed}).run("mf")
     _, found = compare(runs_named(store, ["mf_bias", "mf", "counting"], seeds=3))
     first, second = (store.variant({"seed": 1}).run(n).metrics["test"]["all"]["auc"] for n in ("mf_bias", "mf"))
-    assert found["auc"].iloc[0] == pytest.approx(first - second)
+    assert found["auc"].iloc[0] == pytest.approx(first - second) and found.index[0].endswith("(seeds of both: 1)")
     both = np.mean([store.variant({"seed": n}).run("mf_bias").metrics["test"]["all"]["auc"] for n in (0, 1)])
     assert found["auc"].iloc[1] == pytest.approx(both - store.run("counting").metrics["test"]["all"]["auc"])
 
@@ -195,3 +194,24 @@ def test_a_run_that_grew_from_another_computation_of_what_it_is_compared_with_is
         log.write("{}\n")  # rounded otherwise
     told = grown_apart(runs | {"TALLRec (stage 1)": [Run(copy)]})
     assert told == ["SeLLa-Rec grew from another computation of TALLRec (stage 1), which has rounded otherwise."]
+
+
+def test_of_an_adopted_run_that_does_not_say_what_it_grew_from_only_a_doubt_is_told(small_workspace, tmp_path):
+    for name in ("sella", "tallrec"):
+        small_workspace.run(name)
+    adopted = tmp_path / "sella"
+    shutil.copytree(small_workspace.run("sella").folder, adopted)
+    config = json.loads((adopted / "config.json").read_text())
+    del config["grew_from"]
+    (adopted / "config.json").write_text(json.dumps(config))
+    (adopted / WITHOUT_WEIGHTS).write_text("[]")
+    told = grown_apart(runs_named(small_workspace, ["tallrec"]) | {"SeLLa-Rec": [Run(adopted)]})
+    assert told == ["TALLRec (stage 1) was computed here; the one that SeLLa-Rec grew from may have rounded otherwise."]
+
+
+def test_what_is_no_fair_baseline_is_marked(store, capsys):
+    store.run("din")
+    words = ["counting", "din", "--dataset", store.config.dataset, "--profile", "smoke", "--runs", str(store.root)]
+    cli.main(["compare", *words, *as_options(SMALL)])
+    out = capsys.readouterr().out
+    assert out.count("DIN †") == 2 and "† No fair baseline" in out and "Counting (item + user mean) †" not in out
