@@ -60,18 +60,18 @@ def test_every_page_opens_without_an_error(page, name, title):
     assert [t.value for t in app.title] == [title]
 
 
-def test_the_overview_says_how_to_read_it_and_why_a_baseline_is_not_fair(page, store):
-    store.run("din")
-    said = words(page("overview"))
-    assert "UAUC is the mean of each user's" in said and "† DIN is no fair baseline: its history" in said
-
-
 @pytest.fixture
 def adopted(store, tmp_path):
     """The small runs as somebody else has them: without weights."""
     publish(store, tmp_path / "published")
     adopt(work := Workspace(store.config, tmp_path / "runs"), tmp_path / "published")
     return work
+
+
+def test_the_overview_says_how_to_read_it_and_why_a_baseline_is_not_fair(page, adopted):
+    adopted.run("din")
+    said = words(page("overview", work=adopted))
+    assert "UAUC is the mean of each user's" in said and "† DIN is no fair baseline: its history" in said
 
 
 def test_over_published_runs_tables_stand_and_the_model_is_named_with_what_to_do(page, adopted):
