@@ -7,8 +7,8 @@
 (f) the bootstrap. The plain way is `plain.py`; llama.cpp scores too, if it is there (pip install -e '.[llama-cpp]').
 "of peak" is the time that the plain way's matrix products would take at the rate of a large one in the working number
 format; more than 100 % means that work was saved, not done faster. "computed" is the share of all tokens that the
-engine computes. Cached prefixes are read from memory here, where the system holds files that were just written; a file
-larger than the memory comes from the disk. The last line is one JSON document.
+engine computes. Cached prefixes are in a GPU's memory, and on a CPU in files that the system holds in memory because
+they were just written; a file larger than the memory comes from the disk. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from shaped import shallow
 from sellarec.backbone.attention import using_attention
 from sellarec.backbone.compiled import compiled_layers
 from sellarec.backbone.engine import log_odds, score_rows, tokens_at_once
+from sellarec.backbone.held import hold_prefixes
 from sellarec.backbone.language_model import LanguageModel
 from sellarec.backbone.loading import sent
 from sellarec.backbone.lora import add_lora
@@ -171,10 +172,14 @@ class Bench:
         return tokens / sum(map(len, rows))
 
     def kept(self, rows: Sequence[TokenRow], folder: str) -> Any:
-        """The rows' prefix cache in a folder; None on a GPU, where nothing is kept."""
-        if self.lm.placement.device.type != "cpu":
-            return None
-        return open_prefix_cache(self.lm, [r.prefix for r in rows], Path(folder), 50.0, label="")
+        """The rows' prefix cache, filled: in a folder, or in a GPU's memory."""
+        prefixes = [r.prefix for r in rows]
+        if self.lm.placement.device.type == "cpu":
+            return open_prefix_cache(self.lm, prefixes, Path(folder), 50.0, label="")
+        kept, batches = hold_prefixes(self.lm, prefixes, None), plan_batches(rows, self.budget)
+        for at in [batches[0], *batches] if kept else []:  # the first is held when it comes again
+            kept.batch([prefixes[i] for i in at])
+        return kept
 
     def scoring(self) -> None:
         rows, task = self.texts, "score test rows"

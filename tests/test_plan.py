@@ -117,6 +117,8 @@ def test_a_plan_counts_parameters_rows_and_tokens(planned, deep):
     kept, computed_anew = plan.described(found, "deep"), plan.described(full, "deep")
     assert "Prefix cache: 0.0 GiB of disk, 50.0 allowed" in kept and "too little" not in kept
     assert "too little, every step computes prefixes for itself" in computed_anew
+    on_gpu = dataclasses.replace(machine(), device="cuda")
+    assert "of which a GPU holds what" in plan.described(plan.make_plan(work, on_gpu), "deep")
     turns = {
         s.name: s for s in plan.make_plan(place(planned, deep, **{"stage3.order": "warm,user+item"}), machine()).steps
     }

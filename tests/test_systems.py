@@ -22,12 +22,13 @@ from sellarec.errors import SellarecError
 from sellarec.evaluation import auc, uauc
 from sellarec.prompts import PromptWriter
 from sellarec.settings import DataConfig, FitConfig, PromptConfig
-from sellarec.systems import counting, registry, sella, tallrec
+from sellarec.systems import counting, hybrid, registry, tallrec
 from sellarec.systems.base import Workspace
+from sellarec.systems.hybrid import HybridModel
 from sellarec.systems.registry import OVERALL, find_system
 from sellarec.systems.rows import row_inputs, stage2_rows
 from sellarec.systems.scores import into_unit_interval, probabilities, sigmoid
-from sellarec.systems.sella import HybridModel, load_soft_tokens, new_soft_tokens
+from sellarec.systems.sella import load_soft_tokens, new_soft_tokens
 from sellarec.systems.semantic import standardized
 from tests.conftest import SMALL
 
@@ -312,7 +313,7 @@ def test_the_dataset_of_a_path_that_is_none_is_explained():
 
 def test_in_float16_the_stages_learn_what_they_learn_in_float32(small_workspace, tmp_path, monkeypatch):
     half, scaled = Workspace(change_config(small_workspace.config, {"dtype": "float16"}), tmp_path), []
-    for stage in (tallrec, sella):
+    for stage in (tallrec, hybrid):
         train = stage.train
         monkeypatch.setattr(
             stage, "train", lambda *a, train=train, **k: scaled.append(k["scales_loss"]) or train(*a, **k)

@@ -13,8 +13,9 @@ from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM
 from sellarec.systems import person_prompt, registry, sella
 from sellarec.systems.base import Workspace
 from sellarec.systems.cold_users import hide_users
+from sellarec.systems.hybrid import HybridModel
 from sellarec.systems.rows import stage3_rows
-from sellarec.systems.sella import HybridModel, SoftTokens, load_soft_tokens
+from sellarec.systems.sella import SoftTokens, load_soft_tokens
 from sellarec.systems.variants import ABLATIONS, CHECKS, COLLM, OURS
 from tests.conftest import SMALL
 

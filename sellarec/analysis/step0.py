@@ -17,7 +17,8 @@ from sellarec.evaluation import UserBootstrap
 from sellarec.prompts import ITEM, USER
 from sellarec.runs import Run
 from sellarec.systems.base import System, Workspace
-from sellarec.systems.sella import HybridModel, new_soft_tokens
+from sellarec.systems.hybrid import HybridModel
+from sellarec.systems.sella import new_soft_tokens
 
 _BARE = {"stage3.records": False, "stage3.facts": False}
 CONDITIONS = {
@@ -76,7 +77,9 @@ def _score(work: Workspace, run: Run) -> None:
             kept = run.scratch(f"{number}-{draw}")
             if not agreed((kept / "done.npy").exists()):
                 soft = new_soft_tokens(variant, lm, draw).show((USER, ITEM), ()).eval()
-                model = model or HybridModel(lm, soft, variant, rows)
+                if model is None:
+                    model = HybridModel(lm, soft, variant, rows)
+                    model.hold()
                 model.soft = soft
                 kept.mkdir(exist_ok=True)
                 raw_yes = work.config.evaluation.raw_yes

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ from sellarec.checks import check_finite
 from sellarec.distributed import is_main, most, rank, summed, world
 from sellarec.progress import Progress
 
-if TYPE_CHECKING:
-    from sellarec.backbone.prefixes import PrefixCache
-
 CPU_TOKENS = 1536
 """Padded tokens in one batch on a CPU. With 2 cores (bf16, 135M) 2,048 scored 1.4 times as many rows a second as 8,192,
 and 1,024 to 2,048 were not told apart."""
@@ -42,14 +39,23 @@ rows a second with 32,768, 65,536 and 131,072 tokens, in 2.1, 3.5 and 5.0 GiB.""
 SETTLED = 64
 """How many batches may be under way before their results are asked for: each such question halts a GPU."""
 
-KEPT_BUDGET = 4
-"""A batch whose prefixes are cached takes this many times the tokens: these take memory, but no computation."""
+KEPT_BUDGET = {"cpu": 4, "cuda": 1}
+"""A batch whose prefixes are cached takes so many times the tokens: these need no computation. On a GPU its memory is
+what bounds a batch, and they take as much of that as others."""
 
 SAVE_SECONDS = 30.0
 """Partial scores are written this often."""
 
 TOO_NARROW = "compute in another number format (--dtype bfloat16 or float32), or, in training, at a lower rate"
 """For whom a model's numbers do not fit into theirs."""
+
+
+class KeptPrefixes(Protocol):
+    """Knows the keys and values of prefixes, which are not computed with each batch then."""
+
+    def batch(self, prefixes: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """Keys and values of some prefixes, padded on the right, (B, T, layers, 2, heads, size); and lengths (B,)."""
+
 
 SoftVectors = Callable[[np.ndarray], dict[str, Tensor]]
 """Positions of rows (B,) → for each soft token its vectors, shape (B, d_L), float32."""
@@ -65,7 +71,7 @@ def final_hidden(
     lm: LanguageModel,
     rows: Sequence[TokenRow],
     soft: dict[str, Tensor] | None = None,
-    kept: PrefixCache | CommonPrefix | None = None,
+    kept: KeptPrefixes | None = None,
 ) -> Tensor:
     """Post-norm hidden state at each row's last token.
 
@@ -126,7 +132,7 @@ def log_odds(
     lm: LanguageModel,
     rows: Sequence[TokenRow],
     soft: dict[str, Tensor] | None = None,
-    kept: PrefixCache | None = None,
+    kept: KeptPrefixes | None = None,
 ) -> Tensor:
     """l_Yes − l_No at the answer position, shape (B,), float32 (paper Eq. 2-3 before the softmax)."""
     yes, no = lm.answer_head()
@@ -139,7 +145,7 @@ def score_rows(
     rows: Sequence[TokenRow],
     soft: SoftVectors | None = None,
     *,
-    kept: PrefixCache | None = None,
+    kept: KeptPrefixes | None = None,
     token_budget: int | None = None,
     raw_yes: bool = False,
     label: str = "scoring",
@@ -161,7 +167,8 @@ def score_rows(
         SellarecError: a score is not finite.
     """
     direction = lm.answer_head()[0] if raw_yes else lm.answer_head()[0] - lm.answer_head()[1]
-    budget = (token_budget or tokens_at_once(lm.placement.device.type, lm.width)) * (KEPT_BUDGET if kept else 1)
+    device = lm.placement.device.type
+    budget = (token_budget or tokens_at_once(device, lm.width)) * (KEPT_BUDGET[device] if kept else 1)
     rows = rows if kept else share_starts(rows, lm.soft_ids.values())
     with layers_for(lm, 0 if kept else len(rows)):  # behind a cache there is little to gain
         prefixes = kept or _common_prefix(lm, rows)
@@ -293,7 +300,7 @@ class CommonPrefix:
     states: Tensor
 
     def batch(self, prefixes: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-        """As `PrefixCache.batch`."""
+        """As `KeptPrefixes.batch`, on the model's device."""
         tokens, *rest = self.states.shape[1:]
         return self.states.expand(len(prefixes), tokens, *rest), torch.full((len(prefixes),), tokens)
 
@@ -306,7 +313,7 @@ def _common_prefix(lm: LanguageModel, rows: Sequence[TokenRow]) -> CommonPrefix 
 
 
 def prefixes_of(
-    lm: LanguageModel, rows: Sequence[TokenRow], kept: PrefixCache | CommonPrefix | None = None
+    lm: LanguageModel, rows: Sequence[TokenRow], kept: KeptPrefixes | None = None
 ) -> tuple[Any, Tensor | None]:
     """Keys and values of the rows' prefixes, each distinct one computed once and handed to its rows, and the prefixes'
     lengths, shape (B,); None of both if no row has one."""

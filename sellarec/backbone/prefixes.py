@@ -58,7 +58,7 @@ class PrefixCache:
     dtype: torch.dtype
 
     def batch(self, prefixes: Sequence[Prefix]) -> tuple[Tensor, Tensor]:
-        """Keys and values of some prefixes, padded on the right, (B, T, layers, 2, heads, size); and lengths (B,)."""
+        """As `KeptPrefixes.batch`."""
         lengths = [len(p) for p in prefixes]
         out = np.zeros((len(prefixes), max(lengths), *self.data.shape[1:]), dtype=self.data.dtype)
         for n, prefix in enumerate(prefixes):

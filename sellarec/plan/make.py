@@ -24,13 +24,13 @@ SHARE = 0.5
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will need; `disk` says of the prefix cache in words."""
+    """What a run will need; `prefixes` says of the prefix cache in words."""
 
     parameters: int
     adapter: int
     steps: list[Step]
     machine: Machine
-    disk: str
+    prefixes: str
 
     @property
     def memory(self) -> float:
@@ -66,7 +66,7 @@ def _plan_with(shape: Shape, config: Config) -> Plan:
     rows = budget_of(config.stage3.rows, train)
     # each prefix is computed once; without the cache every step computes them for itself
     alone = machine.device == "cpu" and machine.processes == 1
-    wanted, allowed = shape.kept_bytes(valid + test + rows), min(config.prefix_gib * GIB, machine.room)
+    wanted, allowed = shape.kept_bytes(valid + test + rows), min(config.prefix_gib_on_disk * GIB, machine.room)
     kept = alone and wanted <= allowed
     steps = [shape.reading()]
     if config.lora.rank:
@@ -85,11 +85,21 @@ def _plan_with(shape: Shape, config: Config) -> Plan:
     steps.append(shape.training("stage 3, soft tokens", through, config.stage3, shape.hybrid, cost, shape.soft, kept))
     steps.append(shape.scoring("stage 3, validation", valid * config.stage3.evaluations * turns, shape.hybrid, kept))
     steps.append(shape.scoring("stage 3, scoring", valid + test, shape.hybrid, kept))
-    return Plan(shape.parameters, shape.adapter, steps, machine, _disk(wanted, allowed, kept) if alone else "")
+    on_gpu = machine.device == "cuda" and not config.split
+    said = _on_disk(wanted, allowed, kept) if alone else _on_gpu(shape.kept_bytes(valid + rows)) if on_gpu else ""
+    return Plan(shape.parameters, shape.adapter, steps, machine, said)
 
 
-def _disk(wanted: float, allowed: float, kept: bool) -> str:
-    """What is to be said of the prefix cache."""
+def _on_gpu(wanted: float) -> str:
+    """What is to be said of the prefix cache in a GPU's memory."""
+    return (
+        f"Prefix cache: {wanted / GIB:.1f} GiB, of which a GPU holds what batches of stage 3 leave it free "
+        "(--prefix-gib); neither\nthese nor the time that they save are counted."
+    )
+
+
+def _on_disk(wanted: float, allowed: float, kept: bool) -> str:
+    """What is to be said of the one on disk."""
     said = f"Prefix cache: {wanted / GIB:.1f} GiB of disk, {allowed / GIB:.1f} allowed (--prefix-gib, 3/4 of the free)"
     return said + ("." if kept else ": too little, every step computes prefixes for itself.")
 

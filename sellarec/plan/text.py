@@ -40,7 +40,7 @@ def described(plan: Plan, backbone: str) -> str:
         "Stage 2 and systems without a language model are not counted.",
         f"GiB: the peak of each process. Weights of the backbone; what is trained, its gradients and the optimizer's "
         f"moments; what a\nbatch keeps and works with; and {RUNTIME / GIB:.1f} of the interpreter and its libraries.",
-        *([plan.disk] if plan.disk else []),
+        *([plan.prefixes] if plan.prefixes else []),
         *([TOO_SMALL] if of.device == "cuda" and plan.parameters < SMALL else []),
     ]
     return "\n".join(lines)

@@ -75,10 +75,11 @@ class Config:
     split: bool = False
     """Several processes at one run share the frozen weights (FSDP) instead of each holding all: for a backbone that
     leaves one GPU no room."""
-    prefix_gib: float = 50.0
-    """On a CPU: GiB of disk in the run store, and at most 3/4 of what is free, for the prefix cache: keys and values
-    of what prompts share, which stage 3 and its variants then need not compute again. 0 keeps none; results then differ
-    as after another rounding.
+    prefix_gib: float | None = None
+    """GiB for the prefix cache: keys and values of what prompts share, which stage 3 then need not compute again. On a
+    CPU they stay in the run store, for its variants too: None takes 50 there, and at most 3/4 of what is free. A GPU
+    holds them in its memory until the training is over: None takes what batches leave free. 0 keeps none; results then
+    differ as after another rounding.
     """
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -96,6 +97,10 @@ class Config:
     binllm: BinLLMConfig = field(default_factory=BinLLMConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+
+    @property
+    def prefix_gib_on_disk(self) -> float:
+        return 50.0 if self.prefix_gib is None else self.prefix_gib
 
     def __post_init__(self) -> None:
         at_least(self, "", seed=0, prefix_gib=0)

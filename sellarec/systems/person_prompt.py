@@ -19,9 +19,9 @@ from sellarec.settings import Config, Stage3Config
 from sellarec.systems.base import System, Workspace
 from sellarec.systems.cold_users import hide_users
 from sellarec.systems.collaborative import distinct_ids
+from sellarec.systems.hybrid import HybridModel, train_tokens
 from sellarec.systems.rows import stage3_rows
 from sellarec.systems.scores import probabilities
-from sellarec.systems.sella import HybridModel, train_tokens
 from sellarec.systems.weights import save_state, saved_state
 
 IDLE = (

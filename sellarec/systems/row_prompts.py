@@ -62,10 +62,11 @@ def cut_prompts(
 def caches_prefixes(work: Workspace, lm: LanguageModel) -> bool:
     """Whether the tuned model's keys and values are kept on disk.
 
-    A GPU computes a prefix faster than it is read, and what only shows runs asks for rows that come once.
+    A GPU computes a prefix faster than it is read there (what it holds itself: backbone/held.py), and what only shows
+    runs asks for rows that come once.
     """
     on_cpu = lm.placement.device.type == "cpu"
-    return on_cpu and world() == 1 and work.computes and work.config.prefix_gib > 0
+    return on_cpu and world() == 1 and work.computes and work.config.prefix_gib_on_disk > 0
 
 
 def prefix_cache_of(work: Workspace, lm: LanguageModel, rows: np.ndarray, cut: list[TokenRow]) -> PrefixCache | None:
@@ -80,4 +81,4 @@ def prefix_cache_of(work: Workspace, lm: LanguageModel, rows: np.ndarray, cut: l
     prefixes = [r.prefix for r in whole]
     if not {r.prefix for r in cut} <= {*prefixes}:  # prompts that were too long are cut in other places
         prefixes = [r.prefix for r in cut]
-    return open_prefix_cache(lm, prefixes, work.prefix_folder, work.config.prefix_gib)
+    return open_prefix_cache(lm, prefixes, work.prefix_folder, work.config.prefix_gib_on_disk)

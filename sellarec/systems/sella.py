@@ -7,31 +7,22 @@ embedding's norm; tables have a rate of their own.
 
 from __future__ import annotations
 
-from functools import cached_property
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sellarec.backbone.compiled import layers_for
-from sellarec.backbone.engine import log_odds, score_rows
 from sellarec.backbone.language_model import LanguageModel
-from sellarec.backbone.loading import sent
-from sellarec.backbone.token_rows import TokenRow
 from sellarec.collab.mf import MatrixFactorization, Projection
 from sellarec.collab.records import item_facts
 from sellarec.prompts import ITEM, SOFT_TOKENS, USER, WARM
 from sellarec.runs import Run
 from sellarec.settings import Stage3Config
 from sellarec.systems.base import System, Workspace
-from sellarec.systems.cold_users import hide_users
-from sellarec.systems.row_prompts import caches_prefixes, cut_prompts, prefix_cache_of, prompts_of
-from sellarec.systems.rows import RowInputs, row_inputs, selection_rows, stage2_rows, stage3_rows
+from sellarec.systems.hybrid import HybridModel, train_tokens
+from sellarec.systems.rows import RowInputs, row_inputs, stage2_rows
 from sellarec.systems.scores import probabilities
 from sellarec.systems.sella_collab import aligned_parts
 from sellarec.systems.weights import save_state, saved_state
-from sellarec.training import train
 
 RECORD_HIDDEN = 64
 """Width of the hidden layer through which a record of two numbers, or an item's facts, reach their token."""
@@ -131,52 +122,6 @@ def _rescale(layer: nn.Linear, outputs: Tensor, norm: float) -> None:
     layer.bias *= factor
 
 
-class HybridModel(nn.Module):
-    """A frozen language model that is fed trainable soft tokens, as a map from row positions to log-odds."""
-
-    def __init__(
-        self,
-        lm: LanguageModel,
-        soft: nn.Module,
-        work: Workspace,
-        rows: np.ndarray,
-        new_user: np.ndarray | None = None,
-        *,
-        epochs: int = 1,
-    ) -> None:
-        """
-        Args:
-            soft: Has `tokens`, the soft tokens that it makes, and maps a batch of `row_inputs` to their vectors.
-            new_user: Rows, as a mask (n,), that hide what is known of their user.
-            epochs: How often each row will be asked for in training.
-        """
-        super().__init__()
-        self.soft = soft
-        self._lm, self._work, self._rows, self._new_user = lm, work, rows, new_user
-        self._passes = len(rows) * epochs
-        self.token_rows = prompts_of(work, lm, rows, soft.tokens, new_user)
-        self._kept = prefix_cache_of(work, lm, rows, self._cut) if caches_prefixes(work, lm) else None
-        self.lengths = np.array([len(r) for r in self.token_rows])
-        self._inputs = row_inputs(work, rows, new_user)
-
-    @cached_property
-    def _cut(self) -> list[TokenRow]:
-        """The same prompts, of which nothing before the cut needs a gradient."""
-        return cut_prompts(self._work, self._lm, self._rows, self.token_rows, self.soft.tokens, self._new_user)
-
-    def forward(self, positions: np.ndarray) -> Tensor:
-        with layers_for(self._lm, self._passes):
-            return log_odds(self._lm, [self._cut[i] for i in positions], self.vectors(positions), self._kept)
-
-    def vectors(self, positions: np.ndarray) -> dict[str, Tensor]:
-        return self.soft(*(sent(t[positions], self._lm.placement.device) for t in self._inputs))
-
-    def score(self, raw_yes: bool = False, label: str = "scoring", resume: Path | None = None) -> np.ndarray:
-        """Log-odds of all rows, shape (n,)."""
-        rows = self._cut if self._kept else self.token_rows
-        return score_rows(self._lm, rows, self.vectors, kept=self._kept, raw_yes=raw_yes, label=label, resume=resume)
-
-
 TOKEN_NAMES = {"user": USER, "item": ITEM, "warm": WARM}
 
 
@@ -226,32 +171,6 @@ def _fit_stage3(work: Workspace, run: Run) -> None:
 def _rates(config: Stage3Config) -> dict[str, float]:
     tables = dict.fromkeys(("soft.mf.", "soft.semantic."), config.embedding_learning_rate)
     return tables | dict.fromkeys(("soft.collab_projection.", "soft.warm_projection."), config.projection_learning_rate)
-
-
-def train_tokens(
-    work: Workspace, run: Run, soft: nn.Module, rates: dict[str, float], label: str, phase: int = 1
-) -> None:
-    """Train what makes soft tokens, behind the frozen tuned model, on stage 3's rows and with its settings."""
-    chosen, valid = stage3_rows(work), selection_rows(work, label)
-    config, lm, raw_yes = work.config, work.tuned_model, work.config.evaluation.raw_yes
-    rows = chosen.index.to_numpy()
-    hidden = hide_users(work, rows, config.stage3.cold_users)
-    model = HybridModel(lm, soft, work, rows, hidden, epochs=config.stage3.epochs)
-    on_valid = HybridModel(lm, soft, work, valid.index.to_numpy())
-    train(
-        model,
-        chosen["label"].to_numpy(),
-        rows,
-        lambda resume: (valid["label"].to_numpy(), on_valid.score(raw_yes, "stage 3, validation", resume)),
-        config.stage3,
-        config.seed,
-        run.scratch(f"phase{phase}"),
-        lengths=model.lengths,
-        rates=rates,
-        log=lambda entry: run.append_log({"phase": phase, **entry}),
-        scales_loss=lm.placement.scales_loss,
-        label=label,
-    )
 
 
 def load_soft_tokens(work: Workspace, run: Run) -> SoftTokens:
