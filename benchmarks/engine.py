@@ -176,10 +176,10 @@ class Bench:
         prefixes = [r.prefix for r in rows]
         if self.lm.placement.device.type == "cpu":
             return open_prefix_cache(self.lm, prefixes, Path(folder), 50.0, label="")
-        kept, batches = hold_prefixes(self.lm, prefixes, None), plan_batches(rows, self.budget)
-        for at in [batches[0], *batches] if kept else []:  # the first is held when it comes again
-            kept.batch([prefixes[i] for i in at])
-        return kept
+        held = hold_prefixes(self.lm, prefixes, None)
+        for at in plan_batches(rows, self.budget) if held and held.open() else []:
+            held.batch([prefixes[i] for i in at])
+        return held if held and held.is_open else None
 
     def scoring(self) -> None:
         rows, task = self.texts, "score test rows"

@@ -1,4 +1,4 @@
-"""The one training loop of the language-model stages: resumable to the byte, selected on validation AUC."""
+"""The one training loop of the language-model stages: resumable (on a CPU to the byte), selected on validation AUC."""
 
 from __future__ import annotations
 

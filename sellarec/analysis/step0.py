@@ -77,9 +77,7 @@ def _score(work: Workspace, run: Run) -> None:
             kept = run.scratch(f"{number}-{draw}")
             if not agreed((kept / "done.npy").exists()):
                 soft = new_soft_tokens(variant, lm, draw).show((USER, ITEM), ()).eval()
-                if model is None:
-                    model = HybridModel(lm, soft, variant, rows)
-                    model.hold()
+                model = model or HybridModel(lm, soft, variant, rows)
                 model.soft = soft
                 kept.mkdir(exist_ok=True)
                 raw_yes = work.config.evaluation.raw_yes

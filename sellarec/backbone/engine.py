@@ -176,7 +176,9 @@ def score_rows(
         def score(batch: np.ndarray) -> Tensor:
             return final_hidden(lm, [rows[i] for i in batch], soft(batch) if soft else None, prefixes) @ direction
 
-        scores = _for_all(rows, score, (), budget, label, "rows", resume, together=lm.split)
+        # on a GPU, where memory bounds a batch, each row has a copy of its kept prefix
+        planned = [without_prefix(r) for r in rows] if kept and device != "cpu" else rows
+        scores = _for_all(planned, score, (), budget, label, "rows", resume, together=lm.split)
     for partial in resume.parent.glob(f"*{resume.name}") if resume and is_main() else ():
         partial.unlink()
     return scores

@@ -1,11 +1,12 @@
 """The prefix cache of a GPU: keys and values stay in its memory for as long as one training or analysis lasts.
 
 There a prefix is computed faster than it could be read from a disk, but not faster than it is found where it is used.
+How many are held depends on the memory that is free at that moment, and in which batch a prefix is first computed on
+when a run was interrupted: on a GPU, a run that is repeated or gone on with is the same up to rounding.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -19,63 +20,78 @@ from sellarec.backbone.prefixes import GIB, Prefix
 from sellarec.distributed import is_main
 from sellarec.runs import record
 
-SPARE_TRAINING, SPARE_SCORING, SPARE_CARD = 1.5, 3.0, 0.05
-"""What stays free: so many times what batches took until now, or so many times the keys and values of a batch in
-scoring, whichever is more; and such a share of all memory."""
+SHARE = 0.5
+"""Of what batches leave free, this is taken where no bound is named: others may use the GPU, or come to."""
+
+SPARE_BATCHES, SPARE_COPIES, SPARE_CARD = 1.5, 3, 0.05
+"""What batches need: so many times what they have taken until now, or so many copies of the keys and values of the
+largest batch in scoring (`HeldPrefixes.batch` makes as many), whichever is more; and such a share of all memory."""
 
 
 def hold_prefixes(lm: LanguageModel, prefixes: Iterable[Prefix], gib: float | None) -> HeldPrefixes | None:
     """A cache in the GPU's memory for prefixes that will be asked for more than once.
 
     Args:
-        gib: It takes this many GiB at most; None takes what batches leave free.
+        gib: It takes this many GiB at most; None takes a `SHARE` of what batches leave free.
 
     Returns:
         None on a CPU, which keeps them on disk; where processes share the weights, and must compute equally often; and
-        where nothing is to be kept or the model's cache is not one tensor a layer.
+        where nothing is to be kept.
     """
-    device = lm.placement.device
-    if device.type == "cpu" or lm.split or gib == 0:
+    if lm.placement.device.type == "cpu" or lm.split or gib == 0:
         return None
     tokens = sum(map(len, set(prefixes)))
-    of_token = prefix_states(lm, [(0,)]) if tokens else None
-    if of_token is None:
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    return HeldPrefixes(lm, of_token[0], tokens, math.inf if gib is None else gib)
+    return HeldPrefixes(lm, tokens, gib) if tokens else None
 
 
 class HeldPrefixes:
     """Keys and values by prefix: computed when they are first asked for, and held while there is room."""
 
-    def __init__(self, lm: LanguageModel, of_token: Tensor, tokens: int, gib: float) -> None:
+    def __init__(self, lm: LanguageModel, tokens: int, gib: float | None) -> None:
         """
         Args:
-            of_token: Keys and values of some token, shape (1, layers, 2, heads, head size).
             tokens: How many all prefixes have together.
-            gib: At most so many GiB are held.
+            gib: As for `hold_prefixes`.
         """
         self._lm, self._wanted, self._gib = lm, tokens, gib
-        # prefixes one after the other; the first place is that of a prefix that is not held, and of an empty one
-        self._data, self._used, self._starts = of_token, 1, dict[Prefix, int]()
-        self._batches = 0
+        self._data: Tensor | None = None  # prefixes one after the other, behind a place for what is not held
+        self._starts: dict[Prefix, int] = {}
+        self._used, self._asked_for_room = 1, False
+        forget_peaks(lm.placement.device)
+
+    @property
+    def is_open(self) -> bool:
+        return self._data is not None
+
+    def open(self) -> HeldPrefixes | None:
+        """Take the memory, if that was not tried before: as late as can be, when batches have shown what they need.
+
+        Returns:
+            Itself; None where there is no room, or the model's cache is not one tensor a layer.
+        """
+        if not self._asked_for_room:
+            self._asked_for_room, self._data = True, self._room()
+        return self if self.is_open else None
+
+    def release(self) -> None:
+        """Give the memory back, for good."""
+        self._data, self._asked_for_room = None, True
+        self._starts.clear()
 
     def batch(self, prefixes: Sequence[Prefix]) -> tuple[Tensor, Tensor]:
-        """As `KeptPrefixes.batch`, on the model's device."""
-        self._batches += 1
+        """As `KeptPrefixes.batch`, on the model's device; for a cache that is open."""
         missing = [p for p in dict.fromkeys(prefixes) if p and p not in self._starts]
-        fresh = prefix_states(self._lm, missing) if missing else self._data[:0, None]
-        if self._batches == 2:  # the first has shown how much memory a batch takes, its backward pass included
-            self._data = self._with_room()
-        self._hold(missing, fresh)
+        fresh = prefix_states(self._lm, missing) if missing else None
+        if fresh is not None:
+            self._hold(missing, fresh)
         lengths = np.array([len(p) for p in prefixes])
         within = np.minimum(np.arange(lengths.max()), np.maximum(lengths, 1)[:, None] - 1)
         starts = np.array([self._starts.get(p, -1) for p in prefixes])
         states = self._data[self._sent(np.where(starts[:, None] < 0, 0, starts[:, None] + within))]
         place = {p: n for n, p in enumerate(missing) if p not in self._starts}
-        if at := [i for i, p in enumerate(prefixes) if p in place]:
-            of_row = self._sent([place[prefixes[i]] for i in at])
-            states[self._sent(at), : fresh.shape[1]] = fresh[of_row]
+        if rows := [n for n, p in enumerate(prefixes) if p in place]:
+            of_row = self._sent([place[prefixes[n]] for n in rows])
+            states[self._sent(rows), : fresh.shape[1]] = fresh[of_row]
         return states, torch.from_numpy(lengths)
 
     def _hold(self, prefixes: Sequence[Prefix], states: Tensor) -> None:
@@ -90,40 +106,46 @@ class HeldPrefixes:
         if of_row:
             self._data[first : self._used] = states[self._sent(of_row), self._sent(of_token)]
 
-    def _with_room(self) -> Tensor:
-        """The data, with as many places behind the first as are wanted and may be taken."""
-        device, of_token = self._lm.placement.device, self._data.numel() * self._data.element_size()
-        scoring = SPARE_SCORING * of_token * tokens_at_once(device.type, self._lm.width)
-        free = max(0.0, room_on(device, scoring))
-        places = min(self._wanted, int(min(free, self._gib * GIB)) // of_token)
+    def _room(self) -> Tensor | None:
+        """Places for as many tokens as are wanted and may be held, behind one for what is not; says how many."""
+        sample = prefix_states(self._lm, [(0,)])
+        if sample is None:
+            return None
+        device, size = self._lm.placement.device, sample.numel() * sample.element_size()
+        free = max(0.0, spare_memory(device, SPARE_COPIES * size * tokens_at_once(device.type, self._lm.width)))
+        allowed = SHARE * free if self._gib is None else min(free, self._gib * GIB)
+        places = min(self._wanted, int(allowed) // size)
         try:
-            grown = self._data.new_zeros(1 + places, *self._data.shape[1:])
+            room = sample.new_zeros(1 + places, *sample.shape[2:]) if places else None
         except torch.OutOfMemoryError:  # another process was faster
-            places, grown = 0, self._data
-        if places:
+            room, places = None, 0
+        if room is not None:
             record("prefix cache")
         if is_main():
-            print(self._said(places * of_token / GIB, self._wanted * of_token / GIB, free / GIB), flush=True)
-        return grown
-
-    def _said(self, held: float, wanted: float, free: float) -> str:
-        """What a line says of so many GiB."""
-        if held == wanted:
-            return f"prefix cache: {held:.1f} GiB on the GPU."
-        bound = "" if self._gib == math.inf else f", --prefix-gib is {self._gib:g}"
-        return (
-            f"prefix cache: {held:.1f} of {wanted:.1f} GiB on the GPU, the rest is computed anew each time "
-            f"({free:.1f} GiB are to spare{bound})."
-        )
+            held, wanted = (n * size / GIB for n in (places, self._wanted))
+            rest = "" if places == self._wanted else f" of {wanted:.1f}, the rest is computed anew each time"
+            bound = f"; batches leave {free / GIB:.1f} free, see --prefix-gib" if rest else ""
+            print(f"prefix cache: {held:.1f} GiB on the GPU{rest}{bound}", flush=True)
+        return room
 
     def _sent(self, numbers: np.ndarray | Sequence[int]) -> Tensor:
         return sent(torch.as_tensor(numbers), self._lm.placement.device)
 
 
-def room_on(device: torch.device, scoring: float) -> float:
-    """Bytes of a GPU's memory that batches will not need: to judge by those so far, or for `scoring` bytes if that is
-    more."""
+def forget_peaks(device: torch.device) -> None:
+    """From now on count how much of a GPU's memory is taken at once."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def spare_memory(device: torch.device, least: float) -> float:
+    """Bytes of a GPU's memory that batches will not need, to judge by those since `forget_peaks`.
+
+    Args:
+        least: Bytes that batches need in any case.
+    """
+    so_far = torch.cuda.max_memory_reserved(device) - torch.cuda.memory_allocated(device)
     torch.cuda.empty_cache()
     free, card = torch.cuda.mem_get_info(device)
-    so_far = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
-    return free - max(SPARE_TRAINING * so_far, scoring) - SPARE_CARD * card
+    return free - max(SPARE_BATCHES * so_far, least) - SPARE_CARD * card

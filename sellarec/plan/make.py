@@ -85,16 +85,18 @@ def _plan_with(shape: Shape, config: Config) -> Plan:
     steps.append(shape.training("stage 3, soft tokens", through, config.stage3, shape.hybrid, cost, shape.soft, kept))
     steps.append(shape.scoring("stage 3, validation", valid * config.stage3.evaluations * turns, shape.hybrid, kept))
     steps.append(shape.scoring("stage 3, scoring", valid + test, shape.hybrid, kept))
-    on_gpu = machine.device == "cuda" and not config.split
-    said = _on_disk(wanted, allowed, kept) if alone else _on_gpu(shape.kept_bytes(valid + rows)) if on_gpu else ""
+    said = _on_disk(wanted, allowed, kept) if alone else ""
+    if machine.device == "cuda" and not config.split and config.prefix_gib != 0 and config.stage3.evaluations > 1:
+        again = valid + (rows if config.stage3.epochs > 1 and machine.processes == 1 else 0)
+        said = _on_gpu(shape.kept_bytes(again))
     return Plan(shape.parameters, shape.adapter, steps, machine, said)
 
 
 def _on_gpu(wanted: float) -> str:
     """What is to be said of the prefix cache in a GPU's memory."""
     return (
-        f"Prefix cache: {wanted / GIB:.1f} GiB, of which a GPU holds what batches of stage 3 leave it free "
-        "(--prefix-gib); neither\nthese nor the time that they save are counted."
+        f"Prefix cache: {wanted / GIB:.1f} GiB, of which a GPU holds what fits into half of what batches leave free "
+        "(--prefix-gib);\nneither this nor the time that it saves is counted."
     )
 
 

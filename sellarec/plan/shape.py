@@ -159,7 +159,7 @@ class Shape:
         return self.stage3(prefix, suffix) + self.of_all_layers(forward_cost, self._plain, prefix) * -1
 
     def kept_bytes(self, rows: int) -> float:
-        """Disk that keys and values of this many prefixes take."""
+        """Disk, or memory, that keys and values of this many prefixes take."""
         config = self.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shared = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

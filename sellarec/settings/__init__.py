@@ -78,8 +78,8 @@ class Config:
     prefix_gib: float | None = None
     """GiB for the prefix cache: keys and values of what prompts share, which stage 3 then need not compute again. On a
     CPU they stay in the run store, for its variants too: None takes 50 there, and at most 3/4 of what is free. A GPU
-    holds them in its memory until the training is over: None takes what batches leave free. 0 keeps none; results then
-    differ as after another rounding.
+    holds them in its memory until the training is over: None takes half of what batches leave free. 0 keeps none;
+    results then differ as after another rounding.
     """
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
