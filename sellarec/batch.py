@@ -1,4 +1,4 @@
-"""Many systems one after the other: a table, and its rows without a language model for several seeds."""
+"""Many runs one after the other: the systems of a table, or one of them, for one seed or several."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ class Job:
         return self.work.is_done(self.system.name)
 
 
-def jobs_of(work: Workspace, table: str, seeds: int = 1) -> list[Job]:
-    """All systems of a table; those that have a seed and no language model also with the next `seeds - 1` seeds."""
-    systems = [find_system(name) for name in TABLES[table]]
+def jobs_of(work: Workspace, name: str, seeds: int = 1) -> list[Job]:
+    """One system, or all of a table; what has a seed also with the next `seeds - 1` seeds, but of a table's systems
+    only those without a language model: the others take hours."""
+    systems = [find_system(n) for n in TABLES.get(name, (name,))]
+    again = [s for s in systems if s.uses_seed and not (s.uses_backbone and name in TABLES)]
     jobs = [Job(work, system) for system in systems]
     for more in range(1, seeds):
         other = work.variant({"seed": work.config.seed + more})
-        jobs += [Job(other, s) for s in systems if s.uses_seed and not s.uses_backbone]
+        jobs += [Job(other, s) for s in again]
     return jobs
 
 

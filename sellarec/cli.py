@@ -123,15 +123,13 @@ def _run(argv: list[str]) -> None:
         raise SellarecError(f"name a system or a table first, as in: sellarec run sella. Valid: {valid}.")
     options = parse(RunOptions, argv, "sellarec run", system=tyro.MISSING if name.startswith("-") else name)
     work = Workspace(options.config, options.runs)
-    if options.system in TABLES:
-        if options.weights:
-            raise SellarecError("--weights is of one system: sellarec run NAME --weights")
-        return _run_table(work, options.system, options.seeds)
-    if options.system not in SYSTEMS:
+    if options.system not in [*TABLES, *SYSTEMS]:
         known = nearest(options.system, [*TABLES, *SYSTEMS])
         raise SellarecError(f"system or table '{options.system}' is not known. {known}")
-    if options.seeds != 1:
-        raise SellarecError("--seeds is of a table; of one system, each --seed is a command of its own.")
+    if options.system in TABLES or options.seeds != 1:
+        if options.weights:
+            raise SellarecError("--weights is of one system and one seed: sellarec run NAME --seed N --weights")
+        return _run_all(work, options.system, options.seeds)
     run = work.with_weights(options.system) if options.weights else work.run(options.system)
     if (run.folder / "metrics.json").exists():
         for name, found in run.metrics["test"].items():
@@ -142,12 +140,12 @@ def _run(argv: list[str]) -> None:
         print("It was adopted without weights; --weights computes it again.")
 
 
-def _run_table(work: Workspace, table: str, seeds: int) -> None:
+def _run_all(work: Workspace, name: str, seeds: int) -> None:
     from sellarec.batch import compute, jobs_of
 
     if seeds < 1:
         raise SellarecError(f"--seeds is {seeds}; it must be at least 1.")
-    jobs = jobs_of(work, table, seeds)
+    jobs = jobs_of(work, name, seeds)
     failed = compute(jobs)
     for job in jobs:
         try:
@@ -168,7 +166,7 @@ def _four(value: float | None) -> str:
 def _compare(argv: list[str]) -> None:
     options = parse(CompareOptions, argv, "sellarec compare", systems=tyro.MISSING)
     from sellarec.compare import by_seed, compare, grown_apart, runs_named
-    from sellarec.marks import UNFAIR
+    from sellarec.marks import MARK, UNFAIR
     from sellarec.systems.base import Workspace
     from sellarec.tables import pretty
 
@@ -187,7 +185,7 @@ def _compare(argv: list[str]) -> None:
     if len(seeds):
         said = "the same by seed, and 95 % t intervals of their mean: the luck of training, over the same users"
         print(f"\n{said}\n\n{seeds.to_string()}")
-    if any(label.endswith("†") for label in runs):
+    if any(label.endswith(MARK) for label in runs):
         print(f"\n{UNFAIR} docs/results.md says why.")
     for line in grown_apart(runs):
         print(f"\n{line}")

@@ -50,7 +50,8 @@ class RunOptions(Configured):
     system: tyro.conf.Positional[str]
     """Name of a system, or of a table: table3, table5, controls or checks."""
     seeds: int = 1
-    """For a table: how many seeds to compute the systems without a language model for, starting at `seed`."""
+    """How many seeds to compute, starting at `seed`. Of a table, only its systems without a language model have more
+    than one: the others take hours, and are named one by one."""
     weights: bool = False
     """Of a system whose run was adopted without weights, compute it again in its place; where another system grows
     from it, that happens by itself."""

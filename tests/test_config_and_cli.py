@@ -120,7 +120,7 @@ def test_doctor_says_what_is_chosen_and_what_is_missing(capsys, monkeypatch):
         (["run"], "name a system or a table first"),
         (["run", "--profile", "smoke"], "name a system or a table first"),
         (["run", "table3", "--weights"], "--weights is of one system"),
-        (["run", "mf", "--seeds", "3"], "--seeds is of a table"),
+        (["run", "mf", "--seeds", "3", "--weights"], "--weights is of one system and one seed"),
         (["run", "table3", "--seeds", "0"], "at least 1"),
         (["run", "mf", "--mf.epochs", "0"], "mf.epochs is 0; it must be at least 1"),
         (["run", "mf", "--prompt.history", "-1"], "prompt.history is -1; it must be at least 0"),
