@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-UNFAIR = "† No fair baseline, as MovieLens-1M has shown."
+MARK = "†"
+
+UNFAIR = f"{MARK} No fair baseline, as MovieLens-1M has shown."
 
 
 def marked_labels(table: pd.DataFrame) -> list[str]:
     """The labels of a table of systems, with a † behind those that its `attrs["not_fair"]` names."""
     not_fair = table.attrs.get("not_fair", ())
-    return [f"{label} †" if name in not_fair else label for label, name in table["system"].items()]
+    return [f"{label} {MARK}" if name in not_fair else label for label, name in table["system"].items()]

@@ -60,6 +60,9 @@ def test_metrics_on_a_part_are_the_metrics_of_its_rows(small_workspace):
     assert part == f"warm: {rows['label'][warm].mean():.3f} liked"
     assert told.loc["MF", part] == pytest.approx(score[warm].mean(dtype=float))
     figure = figures.slices_figure(table, "Warm and cold")
+    assert "No fair baseline" not in str(figure)
+    unfair = figures.slices_figure(table.assign(label=table["label"] + " †"), "Marked")
+    assert unfair.layout.yaxis.ticktext[0] == "MF †" and "No fair baseline" in str(unfair)
     drawn = next(t for t in figure.data if t.name == "AUC" and t.xaxis == "x2")  # warm is the second part
     assert drawn.customdata[1] == "MF" and drawn.x[1] == line["auc"]
     assert figure.layout.yaxis.ticktext[round(drawn.y[1])] == "MF"

@@ -209,7 +209,8 @@ def test_of_an_adopted_run_that_does_not_say_what_it_grew_from_only_a_doubt_is_t
     assert told == ["TALLRec (stage 1) was computed here; the one that SeLLa-Rec grew from may have rounded otherwise."]
 
 
-def test_what_is_no_fair_baseline_is_marked(store, capsys):
+def test_what_is_no_fair_baseline_is_marked(store, capsys, monkeypatch):
+    monkeypatch.setattr("sellarec.systems.registry.MOVIELENS", (store.config.dataset,))
     store.run("din")
     words = ["counting", "din", "--dataset", store.config.dataset, "--profile", "smoke", "--runs", str(store.root)]
     cli.main(["compare", *words, *as_options(SMALL)])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from sellarec.config import make_config
-from sellarec.evaluation import UserBootstrap, auc
+from sellarec.evaluation import Interval, UserBootstrap, auc
 from sellarec.figures import difference_figure
 from sellarec.profiles import AS_IN_THE_PAPER
 from sellarec.systems.base import Workspace
@@ -21,8 +21,13 @@ from sellarec.tables import (
     provenance_table,
     scope,
     systems_of,
+    verdict,
 )
 from tests.conftest import SMALL
+
+
+def intervals(table, metric):
+    return [Interval(*line) for line in table[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy()]
 
 
 def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, monkeypatch, tmp_path):
@@ -34,7 +39,9 @@ def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, m
     differences = difference_table(small_workspace)
     sella, mf = (overall.loc[overall["system"] == n, "auc"].item() for n in ("sella", "mf"))
     assert differences.loc["MF", "auc"] == pytest.approx(sella - mf)
-    assert set(differences["auc_verdict"]) <= {"better", "worse", "undecided"}
+    for low, high, said in ((0.1, 0.3, "better"), (-0.3, -0.1, "worse"), (-0.1, 0.1, "undecided")):
+        assert verdict(Interval((low + high) / 2, low, high)) == said
+    assert differences["auc_verdict"].tolist() == [verdict(i) for i in intervals(differences, "auc")]
     gains = difference_table(small_workspace, "mf", ["sella", "counting"], gains=True)
     for bound in ("auc", "auc_low", "uauc_high"):
         assert gains.loc["SeLLa-Rec", bound] == pytest.approx(differences.loc["MF", bound])
@@ -43,6 +50,7 @@ def test_tables_carry_intervals_verdicts_scope_and_provenance(small_workspace, m
     assert figure.data[0].hovertemplate.startswith("%{y} − MF: ")
     assert difference_figure(differences).data[0].hovertemplate.startswith("SeLLa-Rec − %{y}: ")
     assert pretty(gains)["AUC, it is"].tolist() == gains["auc_verdict"].tolist()
+    monkeypatch.setattr("sellarec.systems.registry.MOVIELENS", (small_workspace.config.dataset,))
     unfair = difference_table(small_workspace, "sella", ["din", "mf"])
     assert pretty(unfair).index.tolist() == ["DIN †", "MF"] and pretty(unfair).notna().all(axis=None)
     assert difference_figure(unfair).data[0].y[0] == "DIN †" and "No fair baseline" in str(difference_figure(unfair))

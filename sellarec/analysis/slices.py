@@ -9,7 +9,7 @@ import pandas as pd
 
 from sellarec.evaluation import UserBootstrap, slice_masks
 from sellarec.systems.base import Workspace
-from sellarec.systems.registry import find_system
+from sellarec.systems.registry import marked_label
 
 STRICT_WARM = 3
 """CoLLM's stricter definition: user and item each have more training rows than this."""
@@ -46,9 +46,9 @@ def metrics_on(work: Workspace, systems: Sequence[str], masks: Mapping[str, np.n
     """AUC and UAUC of systems on parts of the test rows, with 95 % user-bootstrap intervals.
 
     Returns:
-        One line per system and part that has both classes: `system`, `label`, `part`, `rows`, `users` (all),
-        `uauc_users` (with both classes), share `liked`, mean `probability`, and for each metric m: `m`, `m_low`,
-        `m_high`.
+        One line per system and part that has both classes: `system`, `label` (with a † if it is no fair baseline),
+        `part`, `rows`, `users` (all), `uauc_users` (with both classes), share `liked`, mean `probability`, and for each
+        metric m: `m`, `m_low`, `m_high`.
     """
     rows = work.part("test")
     lines = []
@@ -59,7 +59,7 @@ def metrics_on(work: Workspace, systems: Sequence[str], masks: Mapping[str, np.n
         bootstrap = UserBootstrap(chosen["user"].to_numpy(), chosen["label"].to_numpy())
         for name in systems:
             score = work.test_scores(name)[mask]
-            line = {"system": name, "label": find_system(name).label, "part": part, "rows": len(chosen)}
+            line = {"system": name, "label": marked_label(name, work.config), "part": part, "rows": len(chosen)}
             line |= {"users": bootstrap.users, "uauc_users": int(bootstrap.worth["uauc"])}
             line |= {"liked": chosen["label"].mean(), "probability": score.mean(dtype=np.float64)}
             for metric in ("auc", "uauc"):

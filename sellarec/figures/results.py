@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from sellarec.evaluation import FEWEST_USERS
 from sellarec.figures.style import COLOURS, LAYOUT, LEGEND_BELOW, error_bars, titled
-from sellarec.marks import UNFAIR, marked_labels
+from sellarec.marks import MARK, UNFAIR, marked_labels
 
 
 def overall_figure(table: pd.DataFrame, note: str = "") -> go.Figure:
@@ -103,6 +103,7 @@ def slices_figure(table: pd.DataFrame, title: str, note: str = "") -> go.Figure:
         return titled(go.Figure(), title, f"No part of the rows has both likes and dislikes. {note}")
     parts = dict(list(table.groupby("part", sort=False)))
     labels = list(table["label"].unique())[::-1]
+    note += f" {UNFAIR}" if any(label.endswith(MARK) for label in labels) else ""
     figure = make_subplots(cols=len(parts), shared_yaxes=True, horizontal_spacing=0.02)
     for col, (part, lines) in enumerate(parts.items(), start=1):
         few = (lines["uauc_users"] < FEWEST_USERS).any()
