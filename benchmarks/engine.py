@@ -4,11 +4,12 @@
     python benchmarks/engine.py --dataset ml-1m --rows 512 --curve
 
 (a) scoring test rows, (b) ranking the catalogue for one user, (c) stage-3 steps, (d) stage-1 steps, (e) stage-2 epochs,
-(f) the bootstrap. The plain way is `plain.py`; llama.cpp scores too, if it is there (pip install -e '.[llama-cpp]').
-"of peak" is the time that the plain way's matrix products would take at the rate of a large one in the working number
-format; more than 100 % means that work was saved, not done faster. "computed" is the share of all tokens that the
-engine computes. Cached prefixes are in a GPU's memory, and on a CPU in files that the system holds in memory because
-they were just written; a file larger than the memory comes from the disk. The last line is one JSON document.
+(f) the bootstrap. The plain way, and scoring with some care, are in `plain.py`; llama.cpp scores too, if it is there
+(pip install -e '.[llama-cpp]'). "of peak" is the time that the plain way's matrix products would take at the rate of a
+large one in the working number format; more than 100 % means that work was saved, not done faster. "computed" is the
+share of all tokens that the engine computes. Cached prefixes are in a GPU's memory, and on a CPU in files that the
+system holds in memory because they were just written; a file larger than the memory comes from the disk. The last line
+is one JSON document.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,9 @@ class Bench:
             self.plain_ways["plain float32"] = exact.with_model(exact.model.float())
             if self.work.base_dtype != "float32":
                 self.plain_ways[f"plain {self.work.base_dtype}"] = self.lm
+        self.scorers = {way: partial(plain.scores, lm) for way, lm in self.plain_ways.items()}
+        if self.options.plain:
+            self.scorers[f"careful {self.work.base_dtype}"] = partial(plain.careful_scores, self.lm)
 
     def engine(
         self,
@@ -195,10 +200,8 @@ class Bench:
                 "uauc_gap": uauc(user, label, found) - uauc(user, label, exact),
             }
 
-        for way, lm in self.plain_ways.items():
-            self.table.measure(
-                task, way, lambda lm=lm: plain.scores(lm, rows), len(rows), tokens, **gaps(plain.scores(lm, rows))
-            )
+        for way, scores in self.scorers.items():
+            self.table.measure(task, way, partial(scores, rows), len(rows), tokens, **gaps(scores(rows)))
         if importlib.util.find_spec("llama_cpp") and self.options.backbone in sources.MODELS:
             source = sources.MODELS[self.options.backbone]
             by_llama_cpp = plain.llama_cpp_scores(sources.fetch(source.name) / source.gguf, self.lm.answer_ids)
@@ -224,10 +227,8 @@ class Bench:
         items = range(1, min(self.options.candidates, self.work.dataset.n_items) + 1)
         rows = self.lm.tokenize_all(writer.compose(history, i, (20, 10), (30, 20)) for i in items)
         few = rows[::4]
-        for way, lm in self.plain_ways.items():
-            self.table.measure(
-                "rank the catalogue", way, lambda lm=lm: plain.scores(lm, few), len(few), sum(map(len, few))
-            )
+        for way, scores in self.scorers.items():
+            self.table.measure("rank the catalogue", way, partial(scores, few), len(few), sum(map(len, few)))
         self.scored("rank the catalogue", rows)
 
     def stage3(self) -> None:

@@ -1,7 +1,8 @@
 """What one would write first with Hugging Face and peft alone; `engine.py` measures against it.
 
 Batches in file order, padded to their longest row; logits of the whole vocabulary at every position; gradients through
-the whole prompt. It reads the same token ids, so that its scores are the engine's reference too.
+the whole prompt. It reads the same token ids, so that its scores are the engine's reference too. Scoring is there with
+care too: rows sorted by length, and logits at the last position alone.
 """
 
 from __future__ import annotations
@@ -62,6 +63,19 @@ def scores(lm: LanguageModel, rows: Sequence[TokenRow]) -> np.ndarray:
     """Log-odds of all rows, shape (n,)."""
     batches = chunks(np.arange(len(rows)), BATCH[lm.placement.device.type])
     return torch.cat([log_odds(lm, rows, at) for at in batches]).cpu().numpy()
+
+
+@torch.no_grad()
+def careful_scores(lm: LanguageModel, rows: Sequence[TokenRow]) -> np.ndarray:
+    """The same of batches of like lengths, with logits at each row's last token alone."""
+    order, found = np.argsort([len(r) for r in rows]), []
+    for at in chunks(order, BATCH[lm.placement.device.type]):
+        ids, mask = padded([rows[i] for i in at], lm.placement.device)
+        hidden = lm.model.base_model(ids, attention_mask=mask).last_hidden_state
+        last = hidden[torch.arange(len(at), device=ids.device), mask.sum(dim=1) - 1]
+        logits = lm.model.get_output_embeddings()(last).float()
+        found.append(logits[:, lm.answer_ids[0]] - logits[:, lm.answer_ids[1]])
+    return torch.cat(found).cpu().numpy()[np.argsort(order)]
 
 
 def llama_cpp_scores(gguf: Path, answer_ids: tuple[int, int]) -> Callable[[Sequence[TokenRow]], np.ndarray]:
