@@ -277,6 +277,9 @@ def _select(model: nn.Module, position: _Position, score: float, folder: Path) -
 
 def _parameter_groups(model: nn.Module, rate: float, rates: Mapping[str, float]) -> list[dict]:
     groups: dict[float, list[nn.Parameter]] = {}
+    names = [name for name, _ in model.named_parameters()]
+    if idle := [prefix for prefix in rates if not any(name.startswith(prefix) for name in names)]:
+        raise ValueError(f"no parameter's name begins with {', '.join(idle)}")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             own = next((r for prefix, r in rates.items() if name.startswith(prefix)), rate)

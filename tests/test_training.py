@@ -334,6 +334,8 @@ def test_parameters_move_at_the_rate_of_their_names(tmp_path):
 
     config = TrainConfig(batch=8, epochs=1, evaluations=1, weight_decay=0.0)
     train(model, labels, np.arange(8), validate, config, 0, tmp_path, rates={"table.": 1e-6})
+    with pytest.raises(ValueError, match="begins with tabel"):
+        train(model, labels, np.arange(8), validate, config, 0, tmp_path / "typo", rates={"tabel.": 1e-6})
     moved = {n: (p - before[n]).abs().max().item() for n, p in model.named_parameters()}
     assert moved["table.weight"] == pytest.approx(1e-6, rel=0.1)
     assert moved["readout.bias"] <= 1e-3 and moved["readout.weight"] == pytest.approx(1e-3, rel=0.1)

@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sellarec import runs
+from sellarec.cli import main
 from sellarec.config import make_config
 from sellarec.errors import SellarecError
 from sellarec.runs import Run
@@ -35,6 +36,18 @@ def test_the_same_run_twice_gives_the_same_bytes(planted_table, llama, tmp_path)
     config = make_config("smoke", str(planted_table), backbone=str(llama), **SMALL)
     manifests = [Workspace(config, tmp_path / n).run("sella").folder / "manifest.json" for n in "ab"]
     assert manifests[0].read_bytes() == manifests[1].read_bytes()
+
+
+def test_a_system_is_computed_for_several_seeds_by_one_command(planted_table, tmp_path, capsys):
+    words = ["--profile", "smoke", "--dataset", str(planted_table), "--runs", str(tmp_path)]
+    main(["run", "mf", "--seed", "3", "--seeds", "2", *words])
+    said = capsys.readouterr().out
+    assert "0 of 2 are in the store; to compute: MF, seed 3; MF, seed 4" in said
+    work = Workspace(make_config("smoke", str(planted_table), seed=3), tmp_path, computes=False)
+    assert work.seeds() == [3, 4]
+    for seed in (3, 4):
+        found = work.variant({"seed": seed}).run("mf").metrics["test"]["all"]
+        assert f"mf                     seed {seed}  AUC {found['auc']:.4f}" in said
 
 
 def test_seeds_are_those_that_the_store_has_runs_of(planted_table, tmp_path):
