@@ -95,9 +95,9 @@ def compare(
         columns = [bootstrap.interval(m, score).columns(m) for m in ("auc", "uauc")]
         lines[name] = columns[0] | columns[1] | {"probability": score.mean(dtype=np.float64)}
     overall = pd.DataFrame.from_dict(lines, orient="index").rename_axis("label")
-    worth = {metric: f"{n:.0f}" for metric, n in bootstrap.worth.items()}
+    effective = {metric: f"{n:.0f}" for metric, n in bootstrap.effective_users.items()}
     overall.attrs["rests_on"] = (
-        f"{len(rows):,}, of {bootstrap.users:,} users, worth {worth['auc']} of equal weight, {worth['uauc']} in UAUC, "
+        f"{len(rows):,}, of {bootstrap.users:,} users, effectively {effective['auc']} ({effective['uauc']} in UAUC), "
         f"{label.mean():.1%} liked"
     )
     first, *others = scores

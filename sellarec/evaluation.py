@@ -18,7 +18,7 @@ FEWEST_USERS = 10
 """Of fewer users, resampling cannot tell how much the next ones would differ: their intervals say nothing."""
 
 FEWEST_TO_DECIDE = 30
-"""Intervals of fewer users (`UserBootstrap.worth`) are shown and decide nothing: of so few they are too narrow."""
+"""Intervals of fewer `UserBootstrap.effective_users` are shown and decide nothing: of so few they are too narrow."""
 
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:
@@ -137,9 +137,10 @@ class UserBootstrap:
             self._item_weights = _draws(random, self._of_row.max() + 1, resamples)  # (resamples, items)
 
     @cached_property
-    def worth(self) -> dict[str, float]:
-        """How many users each metric rests on: UAUC on those with likes and dislikes, each counting once; AUC on as
-        many of equally many rows as would make as uneven a sample: (sum of n)^2 / (sum of n^2), after Kish."""
+    def effective_users(self) -> dict[str, float]:
+        """The effective sample size of each metric: of UAUC, the users with likes and dislikes, each counting once; of
+        AUC, as many users of equally many rows as would make as uneven a sample, (sum of n)^2 / (sum of n^2), after
+        Kish."""
         rows = np.bincount(self._row_user)
         judged = user_aucs(self.user, self.label, np.zeros(len(self.label)))
         return {"auc": float(rows.sum() ** 2 / (rows**2).sum()), "uauc": float(len(judged))}
@@ -206,7 +207,7 @@ class UserBootstrap:
         if baseline is not None:
             other, others = self._mean(metric, baseline)
             value, samples = value - other, samples - others
-        if np.isnan(samples).all() or self.worth[metric] < 2:  # every resample of one user is that user
+        if np.isnan(samples).all() or self.effective_users[metric] < 2:  # every resample of one user is that user
             return Interval(value, float("nan"), float("nan"))
         low, high = np.nanpercentile(samples, [2.5, 97.5])
         return Interval(value, float(low), float(high))

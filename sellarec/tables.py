@@ -159,7 +159,7 @@ def differences(
         for metric in ("auc", "uauc"):
             interval = bootstrap.interval(metric, score, other)
             line |= interval.columns(metric)
-            enough = bootstrap.worth[metric] >= FEWEST_TO_DECIDE
+            enough = bootstrap.effective_users[metric] >= FEWEST_TO_DECIDE
             line[f"{metric}_verdict"] = verdict(interval) if enough else "too few users"
         lines.append(line)
     table = pd.DataFrame(lines).set_index("against")

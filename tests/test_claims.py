@@ -18,14 +18,14 @@ def test_a_claim_holds_only_if_its_interval_lies_above_zero():
         (float("nan"), 0.1, float("nan"), "undecided"),
     ):
         assert claims.verdict(Interval(value, low, high)) == expected
-        assert claims.Gain(Interval(value, low, high), users=30, worth=30).verdict == expected
+        assert claims.Gain(Interval(value, low, high), users=30, effective=30).verdict == expected
 
 
 def test_a_handful_of_users_decides_nothing_nor_do_metrics_that_disagree():
     better, worse, open_ = Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1), Interval(-0.1, -0.3, 0.1)
-    few = claims.Gain(better, users=100, worth=29.4)
+    few = claims.Gain(better, users=100, effective=29.4)
     assert few.verdict == "undecided"
-    assert str(few) == "ΔAUC +0.2000 [+0.1000, +0.3000]; 100 users, worth 29 of equal weight: too few"
+    assert str(few) == "ΔAUC +0.2000 [+0.1000, +0.3000]; 100 users, effectively 29: too few"
     assert claims.Gain(better, 100, 50, uauc=worse).verdict == "undecided"
     assert claims.Gain(better, 100, 50, uauc=open_).verdict == "holds"
     assert claims.Gain(worse, 100, 50, uauc=open_).verdict == "does not hold"
@@ -35,7 +35,7 @@ def test_a_seed_of_another_sign_leaves_a_claim_undecided():
     better = Interval(0.2, 0.1, 0.3)
     agreed, parted = (claims.Gain(better, 100, 50, seeds={1: 0.1, 2: gain}) for gain in (0.01, -0.01))
     assert (agreed.verdict, parted.verdict) == ("holds", "undecided")
-    assert str(parted).endswith("worth 50 of equal weight; seed 1: +0.1000; seed 2: -0.0100")
+    assert str(parted).endswith("effectively 50; seed 1: +0.1000; seed 2: -0.0100")
 
 
 def test_the_store_is_asked_for_other_seeds(small_workspace):
@@ -121,7 +121,7 @@ def test_claims_are_asked_of_what_is_in_the_store(small_workspace):
     asked = found["Worse with no warm token"]
     assert f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" in asked.evidence
     assert f"{rows['user'].nunique()} users" in asked.evidence
-    expected = claims.Gain(gain, bootstrap.users, bootstrap.worth["auc"], within)
+    expected = claims.Gain(gain, bootstrap.users, bootstrap.effective_users["auc"], within)
     assert asked.verdict == expected.verdict and asked.source == "after Table 5" and str(expected) in asked.evidence
     assert asked.evidence.endswith("Our warm token holds genres and year too, not the title's vector alone")
     beats = found["SeLLa-Rec beats every fair baseline of the paper"]

@@ -47,7 +47,7 @@ def test_items_can_be_resampled_too_and_it_says_what_it_rests_on(store):
     assert overall["probability"].iloc[0] == pytest.approx(store.test_scores("mf_bias").mean(dtype=float))
     each = rows["user"].value_counts()
     assert overall.attrs["rests_on"].startswith(
-        f"{len(rows):,}, of {len(each):,} users, worth {len(rows) ** 2 / (each**2).sum():.0f} of equal weight, "
+        f"{len(rows):,}, of {len(each):,} users, effectively {len(rows) ** 2 / (each**2).sum():.0f} ("
     )
     assert overall.attrs["rests_on"].endswith(f", {rows['label'].mean():.1%} liked")
 

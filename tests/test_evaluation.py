@@ -121,8 +121,8 @@ def test_resampling_items_too_widens_what_hangs_on_items(sample):
 
 def test_auc_rests_on_fewer_users_where_some_have_most_rows():
     user = np.repeat([1, 2, 3], [8, 1, 1])
-    worth = UserBootstrap(user, np.arange(10) % 2).worth
-    assert worth == {"auc": pytest.approx(100 / 66), "uauc": 1.0}
+    effective = UserBootstrap(user, np.arange(10) % 2).effective_users
+    assert effective == {"auc": pytest.approx(100 / 66), "uauc": 1.0}
 
 
 def test_the_interval_holds_the_estimate_and_a_clear_difference_excludes_zero(sample):

@@ -59,13 +59,13 @@ class Gain:
     """A difference of AUCs, with that of UAUCs where there is one, and the users that it rests on.
 
     Attributes:
-        worth: How many users of equally many rows would be as uneven a sample.
+        effective: The effective number of users, of AUC.
         seeds: The difference of AUCs with other seeds, by seed.
     """
 
     auc: Interval
     users: int
-    worth: float
+    effective: float
     uauc: Interval | None = None
     seeds: Mapping[int, float] = field(default_factory=dict)
 
@@ -75,15 +75,15 @@ class Gain:
         found = verdict(self.auc)
         against = {HOLDS: FAILS, FAILS: HOLDS}.get(found)
         other_sign = any(gain * self.auc.value < 0 for gain in self.seeds.values())
-        if self.worth < FEWEST_TO_DECIDE or other_sign or (self.uauc and verdict(self.uauc) == against):
+        if self.effective < FEWEST_TO_DECIDE or other_sign or (self.uauc and verdict(self.uauc) == against):
             return UNDECIDED
         return found
 
     def __str__(self) -> str:
         within = f", ΔUAUC {_number(self.uauc)}" if self.uauc else ""
-        few = ": too few" if self.worth < FEWEST_TO_DECIDE else ""
+        few = ": too few" if self.effective < FEWEST_TO_DECIDE else ""
         others = "".join(f"; seed {seed}: {gain:+.4f}" for seed, gain in self.seeds.items())
-        rests_on = f"{self.users:,} users, worth {self.worth:.0f} of equal weight{few}"
+        rests_on = f"{self.users:,} users, effectively {self.effective:.0f}{few}"
         return f"ΔAUC {_number(self.auc)}{within}; {rests_on}{others}"
 
 
@@ -103,7 +103,7 @@ def _gain(work: Workspace, other: str, mask: np.ndarray | None = None) -> Gain:
     found = {metric: bootstrap.interval(metric, *scores[work.config.seed]) for metric in ("auc", "uauc")}
     label = rows["label"].to_numpy()[mask]
     gains = {p.config.seed: float(np.subtract(*(auc(label, s) for s in scores[p.config.seed]))) for p in there}
-    return Gain(users=bootstrap.users, worth=bootstrap.worth["auc"], seeds=gains, **found)
+    return Gain(users=bootstrap.users, effective=bootstrap.effective_users["auc"], seeds=gains, **found)
 
 
 def _beats_systems(work: Workspace) -> Iterator[Claim]:
@@ -205,7 +205,8 @@ def _carries_over(work: Workspace) -> Iterator[Claim]:
         return
     if not line["rows"]:
         return
-    gain = Gain(Interval(line["gain"], line["gain_low"], line["gain_high"]), int(line["users"]), line["worth"])
+    gained = Interval(line["gain"], line["gain_low"], line["gain_high"])
+    gain = Gain(gained, int(line["users"]), line["effective_users"])
     yield Claim(text, "Table 6", gain.verdict, f"warm rows at step 0: {gain}")
 
 

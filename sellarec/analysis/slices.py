@@ -60,7 +60,7 @@ def metrics_on(work: Workspace, systems: Sequence[str], masks: Mapping[str, np.n
         for name in systems:
             score = work.test_scores(name)[mask]
             line = {"system": name, "label": marked_label(name, work.config), "part": part, "rows": len(chosen)}
-            line |= {"users": bootstrap.users, "uauc_users": int(bootstrap.worth["uauc"])}
+            line |= {"users": bootstrap.users, "uauc_users": int(bootstrap.effective_users["uauc"])}
             line |= {"liked": chosen["label"].mean(), "probability": score.mean(dtype=np.float64)}
             for metric in ("auc", "uauc"):
                 interval = bootstrap.interval(metric, score)

@@ -36,7 +36,7 @@ def step0_table(work: Workspace) -> pd.DataFrame:
     """AUC of warm test rows at step 0, and how much better the first condition is than each other one.
 
     Returns:
-        Indexed by condition: `rows`, `users`, `worth` (`UserBootstrap.worth`), `draws`, `auc`, `auc_low`, `auc_high`,
+        Indexed by condition: `rows`, `users`, `effective_users` (of AUC), `draws`, `auc`, `auc_low`, `auc_high`,
         and `gain`, `gain_low`, `gain_high`: the first condition minus this one, paired; means over the draws of a
         random projection. Undefined (nan) if no scored test row is warm.
     """
@@ -44,7 +44,7 @@ def step0_table(work: Workspace) -> pd.DataFrame:
     if frame.empty:
         columns = ["draws", *(m + end for m in ("auc", "gain") for end in ("", "_low", "_high"))]
         return pd.DataFrame(
-            {"rows": 0, "users": 0, "worth": 0.0, **dict.fromkeys(columns, np.nan)}, [*CONDITIONS, TEXT_ONLY]
+            {"rows": 0, "users": 0, "effective_users": 0.0, **dict.fromkeys(columns, np.nan)}, [*CONDITIONS, TEXT_ONLY]
         )
     rows = work.dataset.interactions.loc[frame["row"]]
     frame[TEXT_ONLY] = work.run("tallrec").scores.set_index("row")["score"].loc[frame["row"]].to_numpy()
@@ -57,7 +57,7 @@ def step0_table(work: Workspace) -> pd.DataFrame:
         lines[name] = {
             "rows": len(frame),
             "users": bootstrap.users,
-            "worth": bootstrap.worth["auc"],
+            "effective_users": bootstrap.effective_users["auc"],
             "draws": len(score),
         }
         lines[name] |= own.columns("auc") | gain.columns("gain")
