@@ -1,4 +1,4 @@
-"""The prefix cache of a GPU: keys and values stay in its memory for as long as one training or analysis lasts.
+"""The prefix cache of a GPU: keys and values stay in its memory for as long as one training of soft tokens lasts.
 
 There a prefix is computed faster than it could be read from a disk, but not faster than it is found where it is used.
 How many are held depends on the memory that is free at that moment, and in which batch a prefix is first computed on

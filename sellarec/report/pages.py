@@ -92,7 +92,8 @@ def _entry(work: Workspace, folder: Path, pages: list[Page], profile: str, left_
 <p>A claim holds or does not if its 95 % interval in AUC lies on one side of 0, and neither that in UAUC nor the
 difference with another seed in the store on the other; otherwise it is undecided. Intervals resample the users of one
 training run of each system (items where a claim is about items) and are not adjusted for their number. Users rate
-unevenly: "effectively" says how many of equally many rows would be as uneven a sample.{_ours(work)}</p>
+unevenly: "effectively" says how many of equally many rows would be as uneven a sample; fewer than 30 decide
+nothing.{_ours(work)}</p>
 <div class="scroll">{_claims_html(work)}</div>
 <h2>Every system</h2>
 <div class="scroll">{tables.pretty(overall).to_html(border=0)}</div>
