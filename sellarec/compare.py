@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import t
 
 from sellarec.errors import SellarecError
-from sellarec.evaluation import UserBootstrap, auc, slice_masks, uauc
+from sellarec.evaluation import Interval, UserBootstrap, auc, slice_masks, uauc
 from sellarec.published import SCORES
 from sellarec.runs import Run, open_run
 from sellarec.systems.base import System, Workspace
@@ -131,10 +131,8 @@ def by_seed(runs: Mapping[str, Sequence[Run]], split: str = "test", part: str = 
             gains -= [_metric(_of_seed(of, n), metric, split, part) for n in seeds]
             far = t.ppf(0.975, len(seeds) - 1) * gains.std(ddof=1) / np.sqrt(len(seeds))
             each, mean = "  ".join(f"{gain:+.4f}" for gain in gains), gains.mean()
-            told = f"{mean:+.4f} [{mean - far:+.4f}, {mean + far:+.4f}]"
-            if not np.isfinite(mean):
-                each = told = "undefined"
-            line |= {metric.upper(): each, f"mean {metric.upper()}": told}
+            line |= {metric.upper(): each if np.isfinite(mean) else "undefined"}
+            line |= {f"mean {metric.upper()}": f"{Interval(mean, mean - far, mean + far):+.4f}"}
         lines[label] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 

@@ -5,6 +5,7 @@ Nothing here knows where scores came from. A metric that is undefined is nan, ne
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -104,6 +105,14 @@ class Interval:
     @property
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
+
+    def __format__(self, form: str) -> str:
+        """As people read it, ".7317 [.7095, .7526]" with a form for each number; bounds that there are none of are left
+        out."""
+        if math.isnan(self.value):
+            return "undefined"
+        value, low, high = (format(n, form) for n in (self.value, self.low, self.high))
+        return value if math.isnan(self.low) else f"{value} [{low}, {high}]"
 
     def columns(self, name: str) -> dict[str, float]:
         """As a table holds it: `name`, `name`_low, `name`_high."""

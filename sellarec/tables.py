@@ -179,8 +179,8 @@ def by_part(lines: pd.DataFrame, metric: str) -> pd.DataFrame:
     users = "uauc_users" if metric == "uauc" else "users"
     shown = lines.assign(
         said=[
-            _with_bounds(v, lo, hi, ".3f").replace("0.", ".")
-            for v, lo, hi in lines[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
+            f"{Interval(*bounds):.3f}".replace("0.", ".")
+            for bounds in lines[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
         ],
         column=[
             f"{p}: {r:,} rows, {u:,} users{' (too few)' if u < FEWEST_USERS else ''}"
@@ -272,8 +272,8 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
     for metric in ("auc", "uauc"):
         signed = "+.4f" if f"{metric}_verdict" in table else ".4f"
         out[metric.upper()] = [
-            _with_bounds(v, lo, hi, signed)
-            for v, lo, hi in table[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
+            format(Interval(*bounds), signed)
+            for bounds in table[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
         ]
         if f"{metric}_verdict" in table:
             out[f"{metric.upper()}, {table.attrs['who']} is"] = table[f"{metric}_verdict"].to_numpy()
@@ -290,12 +290,6 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
                 for mean, spread, n in table[[f"{metric}_mean", f"{metric}_spread", "seeds"]].to_numpy(dtype=float)
             ]
     return out
-
-
-def _with_bounds(value: float, low: float, high: float, form: str) -> str:
-    if np.isnan(value):
-        return "undefined"
-    return f"{value:{form}}" if np.isnan(low) else f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def export_table(table: pd.DataFrame, name: str, folder: str | Path | None, caption: str = "") -> None:

@@ -46,8 +46,7 @@ def measured(work: Workspace, metric: str, *names: str, warm: bool = False) -> s
     mask, of = bootstrap(work, warm)
     found = of.interval(metric, *(work.test_scores(name)[mask] for name in names))
     sign = "+" if len(names) == 2 else ""
-    value, low, high = (f"{n:{sign}.4f}".replace("0.", ".", 1) for n in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}]".replace("-", "−")
+    return re.sub(r"(?<!\d)0\.", ".", f"{found:{sign}.4f}").replace("-", "−")
 
 
 def on(work: Workspace, warm: bool, name: str) -> str:

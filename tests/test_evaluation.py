@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from sellarec.evaluation import UserBootstrap, auc, metrics, uauc, user_aucs
+from sellarec.evaluation import Interval, UserBootstrap, auc, metrics, uauc, user_aucs
 
 rows = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1), st.integers(-3, 3)), min_size=1, max_size=60)
 
@@ -150,3 +150,10 @@ def test_pairing_narrows_the_interval_of_nearly_equal_scores(sample):
     paired = bootstrap.interval("auc", good, good + np.random.default_rng(0).normal(0, 0.05, len(good)))
     alone = bootstrap.interval("auc", good)
     assert paired.high - paired.low < (alone.high - alone.low) / 3
+
+
+def test_an_interval_is_written_with_the_bounds_that_there_are():
+    nan = float("nan")
+    assert f"{Interval(0.73169, 0.70949, 0.75261):.4f}" == "0.7317 [0.7095, 0.7526]"
+    assert f"{Interval(-0.0011, -0.0047, 0.0026):+.4f}" == "-0.0011 [-0.0047, +0.0026]"
+    assert (f"{Interval(0.5, nan, nan):.3f}", f"{Interval(nan, nan, nan):.3f}") == ("0.500", "undefined")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -82,11 +81,11 @@ class Gain:
         return found
 
     def __str__(self) -> str:
-        within = f", ΔUAUC {_number(self.uauc)}" if self.uauc else ""
+        within = f", ΔUAUC {self.uauc:+.4f}" if self.uauc else ""
         few = ": too few" if self.effective < FEWEST_TO_DECIDE else ""
         others = "".join(f"; seed {seed}: {gain:+.4f}" for seed, gain in self.seeds.items())
         rests_on = f"{self.users:,} users, effectively {self.effective:.0f}{few}"
-        return f"ΔAUC {_number(self.auc)}{within}; {rests_on}{others}"
+        return f"ΔAUC {self.auc:+.4f}{within}; {rests_on}{others}"
 
 
 def verdict(interval: Interval) -> str:
@@ -183,7 +182,7 @@ def _clouds_meet(work: Workspace) -> Iterator[Claim]:
         hits.append(alignment.hits_at(alignment.cosines_between(clouds.projected, clouds.distilled)))
     gain = mean_interval(clouds.items, hits[0] - hits[1])  # resamples items
     text = "Contrastive learning brings an item's two vectors together"
-    said = f"recall@{alignment.NEIGHBOURS} with CL minus without, items resampled: {_number(gain)}"
+    said = f"recall@{alignment.NEIGHBOURS} with CL minus without, items resampled: {gain:+.4f}"
     yield Claim(text, "Fig. 6, 7", verdict(gain), f"{said}; with CL {hits[0].mean():.3f}")
 
 
@@ -197,7 +196,7 @@ def _clouds_meet_unseen(work: Workspace) -> Iterator[Claim]:
     hits = alignment.hits_at(alignment.cosines_between(clouds.projected, clouds.distilled))
     chance = min(1.0, alignment.NEIGHBOURS / len(hits))
     gain = mean_interval(clouds.items, hits - chance)  # resamples items
-    said += f", recall@{alignment.NEIGHBOURS} among them minus chance, items resampled: {_number(gain)}"
+    said += f", recall@{alignment.NEIGHBOURS} among them minus chance, items resampled: {gain:+.4f}"
     yield Claim(text, "Fig. 6, 7", verdict(gain), f"{said}; chance {chance:.3f}")
 
 
@@ -217,12 +216,6 @@ def _carries_over(work: Workspace) -> Iterator[Claim]:
 
 def _label(name: str) -> str:
     return find_system(name).label
-
-
-def _number(gain: Interval) -> str:
-    if math.isnan(gain.low):  # too few users: some resamples have no AUC
-        return f"{gain.value:+.4f} (no interval)"
-    return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
 
 
 ASKED: dict[str, Callable[[Workspace], Iterator[Claim]]] = {
