@@ -68,7 +68,8 @@ def adopted(store, tmp_path):
     return work
 
 
-def test_the_overview_says_how_to_read_it_and_why_a_baseline_is_not_fair(page, adopted):
+def test_the_overview_says_how_to_read_it_and_why_a_baseline_is_not_fair(page, adopted, monkeypatch):
+    monkeypatch.setattr("sellarec.systems.registry.MOVIELENS", (adopted.config.dataset,))
     adopted.run("din")
     said = words(page("overview", work=adopted))
     assert "UAUC is the mean of each user's" in said and "† DIN is no fair baseline: its history" in said

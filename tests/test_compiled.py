@@ -19,7 +19,7 @@ from sellarec.backbone.lora import add_lora
 from sellarec.backbone.prefixes import open_prefix_cache
 from sellarec.backbone.token_rows import TokenRow, without_prefix
 from sellarec.settings import LoraSettings
-from sellarec.systems import sella, tallrec
+from sellarec.systems import hybrid, tallrec
 from tests.test_grouped import SHAPE
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles for a CPU with g++")
@@ -174,7 +174,7 @@ def test_training_counts_the_rows_of_all_epochs(small_workspace, monkeypatch):
     def spy(name):
         return lambda lm, rows: asked.setdefault(name, set()).add(rows) or nullcontext()
 
-    for module in (tallrec, sella):
+    for module in (tallrec, hybrid):
         monkeypatch.setattr(module, "layers_for", spy(module.__name__))
     work = small_workspace.variant({"stage1.epochs": 2, "stage3.epochs": 3})
     work.run("sella")

@@ -118,7 +118,13 @@ def test_a_plan_counts_parameters_rows_and_tokens(planned, deep):
     assert "Prefix cache: 0.0 GiB of disk, 50.0 allowed" in kept and "too little" not in kept
     assert "too little, every step computes prefixes for itself" in computed_anew
     on_gpu = dataclasses.replace(machine(), device="cuda")
-    assert "of which a GPU holds what" in plan.described(plan.make_plan(work, on_gpu), "deep")
+    for held, changes in (
+        (True, {"evaluations": 2}),
+        (False, {"evaluations": 1}),
+        (True, {"epochs": 2, "evaluations": 2}),
+    ):
+        again = work.variant({f"stage3.{name}": times for name, times in changes.items()})
+        assert ("of which a GPU holds what" in plan.described(plan.make_plan(again, on_gpu), "deep")) == held
     turns = {
         s.name: s for s in plan.make_plan(place(planned, deep, **{"stage3.order": "warm,user+item"}), machine()).steps
     }
