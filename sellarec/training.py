@@ -38,8 +38,8 @@ ADVICE = "lower the learning rate, or compute in float32 (--dtype float32)"
 OTHER_FORMATS = "Compute in bfloat16 or float32 (--dtype)."
 """For whom float16 is too narrow."""
 
-ASKED_TOGETHER = {"cpu": 1, "cuda": 16}
-"""Steps whose losses are asked for together, by device: a GPU halts for each question."""
+READ_TOGETHER = {"cpu": 1, "cuda": 16}
+"""Steps whose losses are read together, by device: a GPU halts for each reading."""
 
 POOL = 16
 """Batches that are drawn together and sorted by length, so that little of a batch is padding."""
@@ -101,7 +101,7 @@ def train(
         The best validation AUC.
 
     Raises:
-        SellarecError: a loss is not finite; names the step and its rows, on a GPU up to `ASKED_TOGETHER` steps later
+        SellarecError: a loss is not finite; names the step and its rows, on a GPU up to `READ_TOGETHER` steps later
             but before anything is validated or saved. No scale lets the gradients be finite. The checkpoint is of other
             rows or batches.
     """
@@ -111,19 +111,19 @@ def train(
     folder.mkdir(exist_ok=True)
     checkpoint = folder / "checkpoint"
     accelerator = _new_accelerator(model, config, seed)
-    optimizer, rate = _optimizer(model, config, rates, steps)
+    optimizer, scheduler = _optimizer(model, config, rates, steps)
     shared, optimizer = accelerator.prepare(model, optimizer)
     position = _Position(plan=hashlib.sha256(b"".join(np.asarray(row_ids)[b].tobytes() for b in schedule)).hexdigest())
     if scales_loss:  # to torch a first step that is left out is none; the rate goes by the schedule's
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=scales_loss)
-    accelerator.register_for_checkpointing(rate, position, *([scaler] if scales_loss else []))
+    accelerator.register_for_checkpointing(scheduler, position, *([scaler] if scales_loss else []))
     if _resume(accelerator, position, checkpoint) and position.step < steps:
         print(f"{label}: going on from step {position.step} of {steps}", flush=True)
     target = torch.from_numpy(np.asarray(labels, dtype=np.float32))
     parameters = [p for p in model.parameters() if p.requires_grad]
 
-    unasked: list[tuple[dict, np.ndarray, Tensor]] = []
+    unread: list[tuple[dict, np.ndarray, Tensor]] = []
     saved = time.monotonic()
     with Progress(label, steps * config.batch, done=position.step * config.batch) as progress:
         while position.step < steps:
@@ -134,15 +134,17 @@ def train(
             accelerator.clip_grad_norm_(parameters, 1.0)
             taken = _take_step(optimizer, scaler)
             optimizer.zero_grad()
-            rate.step()
+            scheduler.step()
             position.step += 1
-            position.log.append({"step": position.step, "loss": None, "learning_rate": rate.get_last_lr()[0]})
-            position.log[-1] |= {} if taken else {"left_out": True}
-            unasked.append((position.log[-1], batch, loss))
+            entry = {"step": position.step, "loss": None, "learning_rate": scheduler.get_last_lr()[0]}
+            if not taken:
+                entry["left_out"] = True
+            position.log.append(entry)
+            unread.append((entry, batch, loss))
             evaluates, ends = position.step in eval_steps, position.step == steps
-            asks = evaluates or ends or len(unasked) == ASKED_TOGETHER[accelerator.device.type]
-            if asks:
-                _ask(unasked, row_ids, label)
+            reads = evaluates or ends or len(unread) == READ_TOGETHER[accelerator.device.type]
+            if reads:
+                _read_losses(unread, row_ids, label)
             if scaler.get_scale() < 1 or (ends and not any(_taken(position.log))):
                 raise SellarecError(f"{label}: gradients in float16 are not finite. {OTHER_FORMATS}")
             if evaluates:
@@ -151,7 +153,7 @@ def train(
                 check_finite(said, f"{label}, scores after step {position.step}", ADVICE)
                 _select(model, position, auc(true, said), folder)
             progress.advance(config.batch, _note(position))
-            if asks and (ends or agreed(time.monotonic() - saved > config.checkpoint_seconds)):
+            if reads and (ends or agreed(time.monotonic() - saved > config.checkpoint_seconds)):
                 _save_checkpoint(accelerator, checkpoint)
                 _forget_others(folder, position.best_step)
                 saved = time.monotonic()
@@ -241,7 +243,7 @@ def _taken(log: list[dict]) -> list[bool]:
     return [not entry.get("left_out", False) for entry in log if "loss" in entry]
 
 
-def _ask(losses: list[tuple[dict, np.ndarray, Tensor]], row_ids: np.ndarray, label: str) -> None:
+def _read_losses(losses: list[tuple[dict, np.ndarray, Tensor]], row_ids: np.ndarray, label: str) -> None:
     """Write the losses of steps, of all processes together, into their entries of the log.
 
     Raises:

@@ -246,13 +246,13 @@ def test_a_loss_that_is_not_finite_stops_with_step_rows_and_advice(problem, tmp_
 
 def test_losses_that_are_asked_for_together_change_nothing(problem, tmp_path, monkeypatch):
     one, _, log = run(problem, tmp_path / "each")
-    monkeypatch.setattr(training, "ASKED_TOGETHER", {"cpu": 3})
+    monkeypatch.setattr(training, "READ_TOGETHER", {"cpu": 3})
     seldom, _, log_again = run(problem, tmp_path / "seldom")
     assert log_again == log and torch.equal(one.layer.weight, seldom.layer.weight)
 
 
 def test_a_loss_that_is_not_finite_stops_before_anything_is_validated_or_saved(problem, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "ASKED_TOGETHER", {"cpu": 100})
+    monkeypatch.setattr(training, "READ_TOGETHER", {"cpu": 100})
     x, y = problem
     broken = torch.where(torch.arange(64)[:, None] == 17, float("nan"), x)
     with pytest.raises(SellarecError, match=r"loss of step \d, rows \[.*1017.*\]"):
@@ -263,7 +263,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_validated_or_saved(p
 @pytest.mark.parametrize("together", [1, 3])
 def test_a_validation_that_takes_longer_than_saves_are_apart_is_saved_at_once(problem, tmp_path, monkeypatch, together):
     clock, saved = [0.0], []
-    monkeypatch.setattr(training, "ASKED_TOGETHER", {"cpu": together})
+    monkeypatch.setattr(training, "READ_TOGETHER", {"cpu": together})
     monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
     keep = training._save_checkpoint
     monkeypatch.setattr(training, "_save_checkpoint", lambda *a: saved.append(clock[0]) or keep(*a))
@@ -279,7 +279,7 @@ def test_a_validation_that_takes_longer_than_saves_are_apart_is_saved_at_once(pr
 
 @pytest.mark.parametrize("together", [3, 5])
 def test_a_run_that_asks_seldom_is_saved_with_all_losses_and_goes_on(problem, tmp_path, monkeypatch, together):
-    monkeypatch.setattr(training, "ASKED_TOGETHER", {"cpu": together})
+    monkeypatch.setattr(training, "READ_TOGETHER", {"cpu": together})
     whole, _, log = run(problem, tmp_path / "whole")
     keep, saves = training._save_checkpoint, []
 
