@@ -33,6 +33,7 @@ from sellarec.options import (
 from sellarec.profiles import PROFILES
 
 if TYPE_CHECKING:
+    from sellarec.runs import Run
     from sellarec.systems.base import Workspace
 
 USAGE = """usage: sellarec COMMAND [--help]
@@ -149,14 +150,21 @@ def _run_all(work: Workspace, name: str, seeds: int) -> None:
     failed = compute(jobs)
     for job in jobs:
         try:
-            found = job.work.run(job.system.name).metrics["test"]["all"] if job not in failed else {}
+            line = _line(job.work.run(job.system.name)) if job not in failed else ""
         except SellarecError as error:  # a run of the store that was damaged; the others' lines are of use
             failed[job] = str(error)
-        scores = "  ".join(f"{m.upper()} {_four(found[m])}" for m in found if m in ("auc", "uauc"))
-        line = f"failed: {failed[job]}" if job in failed else scores
+        line = f"failed: {failed[job]}" if job in failed else line
         print(f"{job.system.name:22} seed {job.work.config.seed}  {line}")
     if failed:
         raise SellarecError(f"{len(failed)} of {len(jobs)} systems failed. The same command tries only these again.")
+
+
+def _line(run: Run) -> str:
+    """Its metrics; its folder if it scores no rows."""
+    if not (run.folder / "metrics.json").exists():
+        return str(run.folder)
+    found = run.metrics["test"]["all"]
+    return f"AUC {_four(found['auc'])}  UAUC {_four(found['uauc'])}"
 
 
 def _four(value: float | None) -> str:

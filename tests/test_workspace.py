@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sellarec import runs
-from sellarec.cli import main
+from sellarec import cli, runs
 from sellarec.config import make_config
 from sellarec.errors import SellarecError
 from sellarec.runs import Run
@@ -40,7 +39,7 @@ def test_the_same_run_twice_gives_the_same_bytes(planted_table, llama, tmp_path)
 
 def test_a_system_is_computed_for_several_seeds_by_one_command(planted_table, tmp_path, capsys):
     words = ["--profile", "smoke", "--dataset", str(planted_table), "--runs", str(tmp_path)]
-    main(["run", "mf", "--seed", "3", "--seeds", "2", *words])
+    cli.main(["run", "mf", "--seed", "3", "--seeds", "2", *words])
     said = capsys.readouterr().out
     assert "0 of 2 are in the store; to compute: MF, seed 3; MF, seed 4" in said
     work = Workspace(make_config("smoke", str(planted_table), seed=3), tmp_path, computes=False)
@@ -48,6 +47,13 @@ def test_a_system_is_computed_for_several_seeds_by_one_command(planted_table, tm
     for seed in (3, 4):
         found = work.variant({"seed": seed}).run("mf").metrics["test"]["all"]
         assert f"mf                     seed {seed}  AUC {found['auc']:.4f}" in said
+
+
+def test_a_step_without_scores_is_named_by_its_folder(small_workspace, capsys):
+    other = small_workspace.variant({"seed": 1})
+    cli._run_all(small_workspace, "semantic", 2)
+    folders = [str(work.run("semantic").folder) for work in (small_workspace, other)]
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[-2:]] == folders
 
 
 def test_seeds_are_those_that_the_store_has_runs_of(planted_table, tmp_path):
