@@ -191,7 +191,7 @@ def _compare(argv: list[str]) -> None:
         print(f"\n{differences.attrs['of']} minus\n\n{pretty(differences).to_string()}")
     seeds = by_seed(runs, options.on, options.part)
     if len(seeds):
-        said = "the same by seed, and 95 % t intervals of their mean: the luck of training, over the same users"
+        said = "the same by seed, and 95 % t intervals of their mean: the variation between seeds, over the same users"
         print(f"\n{said}\n\n{seeds.to_string()}")
     if any(label.endswith(MARK) for label in runs):
         print(f"\n{UNFAIR} docs/results.md says why.")

@@ -114,7 +114,8 @@ def compare(
 
 def by_seed(runs: Mapping[str, Sequence[Run]], split: str = "test", part: str = "all") -> pd.DataFrame:
     """How much better the first is than each other, seed by seed, and the 95 % t interval of the mean over seeds: the
-    luck of training, where `compare` has that of the users. Of a system that draws nothing its one run stands for each.
+    variation between seeds, where `compare` has that between users. Of a system that draws nothing its one run stands
+    for each.
 
     Returns:
         Indexed by the other's label, as people read it: the seeds that both have, and for each metric the differences

@@ -9,7 +9,7 @@ from sellarec.systems.registry import find_system, not_fair
 WORDS = """
 AUC is how often a liked row is ranked above a disliked one, over all test rows; UAUC is the mean of each user's
 own AUC. Warm rows are those whose user and item the training part knows; the others are cold. Brackets are 95 %
-intervals over test users; they hold no luck of the seed.
+intervals over test users, without the variation between seeds.
 """
 
 work = current_work()
