@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from sellarec.backbone import held
+from sellarec.backbone import engine, held
 from sellarec.backbone.engine import log_odds, plan_batches, prefix_states, score_rows
 from sellarec.backbone.held import HeldPrefixes, hold_prefixes
 from sellarec.backbone.language_model import open_language_model
 from sellarec.backbone.prefixes import GIB
-from sellarec.backbone.token_rows import TokenRow, without_prefix
+from sellarec.backbone.token_rows import TokenRow
 from sellarec.config import change_config
 from sellarec.systems import hybrid
 from sellarec.systems.base import Workspace
@@ -126,10 +126,13 @@ def test_rows_are_scored_as_if_nothing_were_held(lm, holding):
         np.testing.assert_allclose(score_rows(lm, ROWS, kept=kept, token_budget=6), expected, atol=2e-6)
 
 
-def test_on_a_gpu_a_batch_is_planned_with_a_copy_of_its_prefix_for_each_row():
-    shared = [TokenRow(PREFIXES[1], (n, 30)) for n in range(8)]
-    assert len(plan_batches(shared, 30)) == 1, "one prefix of eight tokens and eight suffixes of two"
-    assert [len(b) for b in plan_batches([without_prefix(r) for r in shared], 30)] == [3, 3, 2]
+@pytest.mark.parametrize(("device", "batches"), [("cpu", [8]), ("cuda", [3, 3, 2])])
+def test_on_a_gpu_a_batch_is_planned_with_a_copy_of_its_prefix_for_each_row(lm, monkeypatch, device, batches):
+    shared, planned = [TokenRow(PREFIXES[1], (n, 30)) for n in range(8)], []
+    monkeypatch.setattr(engine, "_for_all", lambda rows, score, shape, budget, *of, **more: planned.extend(rows))
+    there = dataclasses.replace(lm, placement=dataclasses.replace(lm.placement, device=torch.device(device)))
+    score_rows(there, shared, kept="a cache", label="")
+    assert [len(b) for b in plan_batches(planned, 30)] == batches, "one prefix of eight tokens, suffixes of two"
 
 
 def test_gradients_behind_held_prefixes_are_the_same(lm, holding):
